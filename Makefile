@@ -1,0 +1,35 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: install quickstart test contract-all accept lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+
+quickstart: install
+	$(BIN)/parebench-prefetch quickstart
+	$(BIN)/parebench -m +sweeps=quickstart
+	$(BIN)/parebench-report table quickstart
+	$(BIN)/parebench-report page quickstart
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not accept and not bench"
+
+contract-all: install
+	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist loadgroup tests/contract
+
+accept: install
+	$(BIN)/python -m pytest -m accept
+
+lint: install
+	$(BIN)/pip install --quiet ruff==0.17.5
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

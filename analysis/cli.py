@@ -1,0 +1,183 @@
+"""`parebench-report`: records in, tables and pages out."""
+
+import argparse
+import ast
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from analysis import formats
+from analysis.compare import Comparison, Samples, compare_with
+from analysis.export import export_records
+from analysis.layout import layout
+from analysis.load import load
+from analysis.page import page
+from analysis.stats import NotComparable, mcnemar
+from analysis.tables import Table, table
+from harness.registry import files, load_spec
+from harness.store import write_atomically
+from methods.spec import UserError
+
+FORMATS = {"md": formats.markdown, "csv": formats.csv_text, "latex": formats.latex, "html": page, "terminal": formats.plain}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit code: 0, or 2 after one sentence on what the user gave wrong."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True, soft_wrap=True)
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    try:
+        if argv[:1] == ["params"]:
+            return _params(argv[1:])
+        options = _parser().parse_args(argv)
+        options.run(options)
+    except UserError as error:
+        errors.print(Text(f"parebench-report: {error}"))
+        return 2
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors as one sentence like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError`."""
+        raise UserError(f"{message}; type {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="parebench-report", description="Tables and pages from the records of a store.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    shown = _command(commands, "table", _table, "print the table of a sweep, or of all records")
+    shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
+    shown.add_argument("--out", type=Path, help="write to this file")
+    paged = _command(commands, "page", _page, "write one self-contained HTML file")
+    paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
+    compared = _command(commands, "compare", _compare, "paired difference of two methods (or row labels)", sweep="--sweep")
+    compared.add_argument("a", help="method or row label")
+    compared.add_argument("b", help="method or row label that it is compared with")
+    compared.add_argument("--protocol", help="default: every protocol that both were measured on")
+    exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
+    exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
+    commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
+    commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, sweep: str = "sweep"
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument(sweep, **({} if sweep.startswith("-") else {"nargs": "?"}), help="name of a sweep; default: all records")
+    command.add_argument("--store", type=Path, default=Path("runs"), help="folder of the records (default: runs)")
+    command.set_defaults(run=run)
+    return command
+
+
+def _build(options: argparse.Namespace) -> Table:
+    frame = load(options.store, options.sweep)
+    sweeps = set(frame["sweep"].dropna())
+    name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
+    return table(frame, options.store, layout(name))
+
+
+def _table(options: argparse.Namespace) -> None:
+    built = _build(options)
+    kind = options.format or _format_of(options.out)
+    if options.out:
+        _write(options.out, FORMATS[kind](built))
+    elif kind == "terminal":
+        Console().print(formats.terminal(built))
+    else:
+        sys.stdout.write(FORMATS[kind](built))
+
+
+def _format_of(out: Path | None) -> str:
+    endings = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html"}
+    return endings.get(out.suffix, "terminal") if out else "terminal"
+
+
+def _page(options: argparse.Namespace) -> None:
+    _write(options.out or options.store / f"{options.sweep or 'report'}.html", page(_build(options)))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error.strerror}); give a file in a folder that is yours") from error
+    Console(soft_wrap=True).print(Text(f"wrote {path}"))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    frame = load(options.store, options.sweep)
+    known = sorted(set(frame["column"].dropna()))
+    if options.protocol not in (None, *known):
+        raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
+    samples = Samples(frame, options.store)
+    found = compare_with(frame, samples, options.b, options.protocol, options.a)
+    if not found:
+        raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
+    for comparison in found:
+        Console(soft_wrap=True).print(Text(formats.sentence(comparison, 4) + _exact(comparison, samples)))
+
+
+def _exact(comparison: Comparison, samples: Samples) -> str:
+    """McNemar's exact test where it applies: one seed pair of a 0/1 metric."""
+    try:
+        first, second = (samples.get(comparison.model, comparison.column, label) for label in (comparison.a, comparison.b))
+        return f"; McNemar exact p={mcnemar(first, second):.3f}"
+    except NotComparable:
+        return ""
+
+
+def _export(options: argparse.Namespace) -> None:
+    cells = export_records(options.store, options.sweep, options.out)
+    Console(soft_wrap=True).print(Text(f"copied {cells} cells to {options.out}"))
+
+
+def _methods(options: argparse.Namespace) -> None:
+    """Every method: family, model families, what it promises, its paper and what it is."""
+    shown = RichTable(box=SIMPLE, pad_edge=False)
+    for title in ("method", "family", "models", "trains", "sparse", "folds"):
+        shown.add_column(title, no_wrap=True)
+    shown.add_column("what it is", min_width=24)
+    for slug, path in files().items():
+        traits = load_spec(slug).traits
+        marks = ("yes" if value else "no" for value in (traits.trains, traits.sparse, traits.folds))
+        shown.add_row(slug, path.parent.name, "\n".join(traits.families), *marks, Text(_summary(path)))
+    Console().print(shown)
+
+
+def _summary(path: Path) -> str:
+    """The title of the method's file (paper, without the update rule) and the first line of its class."""
+    tree = ast.parse(path.read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    own = [node for node in classes if any(isinstance(child, ast.ClassDef) and child.name == "Config" for child in node.body)]
+    title = (ast.get_docstring(tree) or "").splitlines()[:1]
+    about = [line for node in own[:1] for line in (ast.get_docstring(node) or "").splitlines()[:1]]
+    return ". ".join([text.partition(": ")[0].rstrip(".") for text in title] + about)
+
+
+def _params(argv: list[str]) -> int:
+    """`harness.params`, imported only here: the one way from analysis to models (and to torch)."""
+    from harness.cli import MISTAKES, sentence
+    from harness.params import main as params
+
+    try:
+        return params(argv)
+    except MISTAKES as error:
+        raise UserError(sentence(error, argv)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

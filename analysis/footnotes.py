@@ -1,0 +1,64 @@
+"""What a reader must know beside the numbers of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.load import DONE
+
+if TYPE_CHECKING:
+    from analysis.tables import Row
+
+
+def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
+    """What a reader must know beside the numbers, each sentence once."""
+    done = frame[frame["status"] == DONE]
+    damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
+    notes = (_model_notes(done), _missing(rows), _unmatched(frame), _row_notes(done), _mixed_numerics(done), _duplicates(done), damaged)
+    return [note for some in notes for note in some]
+
+
+def _model_notes(done: pd.DataFrame) -> Iterable[str]:
+    notes = done[done["model_note"] != ""][["model", "model_note"]].drop_duplicates()
+    return [f"{row.model}: {row.model_note}" for row in notes.itertuples()]
+
+
+def _missing(rows: list[Row]) -> Iterable[str]:
+    for row in rows:
+        for name, cell in row.cells.items():
+            if cell.missing and cell.values:
+                failed = f"{cell.attempted - len(cell.values)} of {cell.attempted} seeds {cell.missing}"
+                yield f"{row.label}, {row.model}, {name}: {failed}; not ranked"
+            elif cell.missing and cell.missing != "not run":
+                yield f"{row.label}, {row.model}, {name}: {cell.missing}"
+
+
+def _unmatched(frame: pd.DataFrame) -> Iterable[str]:
+    for row in frame[frame["protocol"].isna()].itertuples():
+        yield f"{row.label}, {row.model}, {row.task}, seed {row.seed}: {row.status} ({row.reason}); no other cell was measured on this task"
+
+
+def _row_notes(done: pd.DataFrame) -> Iterable[str]:
+    """Which rows a protocol was measured on, where the source says that they are not the official ones."""
+    for name, group in done.groupby("column"):
+        rows = group["rows"].iloc[0]
+        if rows.get("official") is False:
+            yield f"{name}: {rows['rows']} rows of {rows['dataset']} ({rows['split']}), not the official split"
+
+
+def _mixed_numerics(done: pd.DataFrame) -> Iterable[str]:
+    for name, group in done.groupby("column"):
+        blocks = [pd.json_normalize(block).iloc[0] for block in group["numerics"]]
+        differing = [key for key in blocks[0].index if len({repr(block.get(key)) for block in blocks}) > 1 and key != "precision"]
+        if differing:
+            yield f"{name}: cells ran under different {', '.join(differing)}"
+
+
+def _duplicates(done: pd.DataFrame) -> Iterable[str]:
+    for (model, name, label, seed), group in done.groupby(["model", "column", "label", "seed"]):
+        if len(group) > 1:
+            used, *left_out = sorted(group["cell"])
+            yield f"{label}, {model}, {name}, seed {seed}: several records; {used} is shown, {', '.join(left_out)} left out"

@@ -1,0 +1,265 @@
+"""Paired comparisons of methods that were measured on the same seeds and the same examples.
+
+Two sources of uncertainty, kept apart:
+
+- *examples*: bootstrap over the evaluation examples. All seeds of both methods are scored on the same resample, since the
+  same examples were evaluated everywhere; its variance is V_x.
+- *seeds*: with at least `ENOUGH_SEEDS` seeds a hierarchical bootstrap resamples the paired seeds and, within each draw,
+  the examples (Owen 2007, "The pigeonhole bootstrap", on the whole conservative). With fewer, n seeds say too
+  little about their own spread: V_s = pooled within-column seed variance * (1/n_a + 1/n_b), and the interval is
+  difference +- t * sqrt(V_x + V_s), degrees of freedom after Satterthwaite (1946). Seed-by-example interaction is in both
+  terms, so the interval is rather too wide than too narrow.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.metrics import Array, metric_function
+
+ENOUGH_SEEDS = 5
+DRAWS = 2000
+LEVEL = 0.95
+POWER = 0.8
+CHUNK = 4_000_000
+"""Most weights held at once; larger test sets are bootstrapped in pieces."""
+
+
+class NotComparable(ValueError):
+    """Two rows that share no seed or were not measured on the same examples; the message says which."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of one column: a method's metric per seed, on the data and on `DRAWS` resamples of the examples."""
+
+    label: str
+    seeds: tuple[int, ...]
+    values: Array
+    """Shape (seeds,), on the comparison scale (log for perplexity)."""
+    draws: Array
+    """Shape (seeds, draws): the metric of each seed on each resample; resample b is the same for every row."""
+    examples: tuple[str, ...]
+    deterministic: bool
+    """No seed can change the numbers: its one run stands for every seed and adds no seed variance."""
+    scores: Array
+    """Shape (seeds, n): per-example scores, for the exact test."""
+
+
+@dataclass(frozen=True)
+class SeedVariance:
+    """Variance between seeds, pooled over the rows of a column; `df` = sum of (seeds - 1)."""
+
+    value: float
+    df: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean over seeds of a - b, on the comparison scale, with its interval and how that was made."""
+
+    a: str
+    b: str
+    value: float
+    low: float
+    high: float
+    p: float
+    """Two-sided, not corrected for multiple comparisons."""
+    seeds: int
+    examples: int
+    how: str
+    """`hierarchical bootstrap`, `pooled seed variance` or `examples only` (no seed spread is known)."""
+
+
+@lru_cache(maxsize=2)
+def resamples(n: int, draws: int) -> NDArray[np.uint16]:
+    """Counts of each of `n` examples in each resample, shape (draws, n); the same for every call with the same sizes."""
+    generator = np.random.default_rng([n, draws])
+    counts = np.empty((draws, n), dtype=np.uint16)
+    for row in counts:
+        row[:] = np.bincount(generator.integers(0, n, size=n), minlength=n)
+    return counts
+
+
+def sample(label: str, metric: str, predictions: Mapping[int, pd.DataFrame], deterministic: bool = False) -> Sample:
+    """Bootstrap one row: `predictions` maps a seed to its per-example table (columns as in `harness.record.Result`)."""
+    tables = {seed: _by_example(predictions[seed]) for seed in sorted(predictions)}
+    examples = next(iter(tables.values()))[0]
+    for seed, (found, _) in tables.items():
+        if found != examples:
+            raise NotComparable(f"{label}: seed {seed} was not measured on the same examples as the other seeds")
+    values, draws = zip(*(_bootstrap(metric, columns) for _, columns in tables.values()), strict=True)
+    scores = np.stack([columns["score"].astype(float) for _, columns in tables.values()])
+    return Sample(label, tuple(tables), np.array(values), np.stack(draws), examples, deterministic, scores)
+
+
+def _by_example(table: pd.DataFrame) -> tuple[tuple[str, ...], dict[str, NDArray]]:
+    """Example keys in order, repeated documents numbered so that two methods' rows pair up, and the columns in that order."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for example in table["example"].astype(str):
+        keys.append(f"{example}#{seen[example]}")
+        seen[example] += 1
+    order = np.argsort(keys)
+    columns = {name: table[name].to_numpy()[order] for name in table if name != "example"}
+    return tuple(keys[i] for i in order), columns
+
+
+def _bootstrap(metric: str, columns: dict[str, NDArray]) -> tuple[float, Array]:
+    function, n = metric_function(metric), len(columns["score"])
+    whole = function(np.ones((1, n)), columns)[0]
+    step = max(1, CHUNK // n)
+    counts = resamples(n, DRAWS)
+    pieces = [function(counts[at : at + step].astype(float), columns) for at in range(0, DRAWS, step)]
+    return float(whole), np.concatenate(pieces)
+
+
+def pooled_seed_variance(column: Sequence[Sample]) -> SeedVariance | None:
+    """Within-row variance between seeds, pooled over the rows that have a spread; None where no row has two seeds."""
+    rows = [row.values for row in column if not row.deterministic and len(row.seeds) > 1]
+    df = sum(len(values) - 1 for values in rows)
+    if df == 0:
+        return None
+    return SeedVariance(sum(((values - values.mean()) ** 2).sum() for values in rows) / df, df)
+
+
+def compare(a: Sample, b: Sample, pooled: SeedVariance | None) -> Difference:
+    """The paired difference a - b over the seeds that both have; `pooled` comes from the column of both.
+
+    Raises `NotComparable` if the examples differ or no seed is shared.
+    """
+    if a.examples != b.examples:
+        raise NotComparable(f"{a.label} and {b.label} were not measured on the same examples")
+    left, right, seeds = _paired(a, b)
+    values = a.values[left] - b.values[right]
+    draws = a.draws[left] - b.draws[right]
+    n, noisy = len(values), not (a.deterministic and b.deterministic)
+    if noisy and n >= ENOUGH_SEEDS:
+        return _difference(a, b, seeds, *_hierarchical(values, draws), "hierarchical bootstrap")
+    v_x = draws.mean(axis=0).var(ddof=1)
+    seed_part = sum(0.0 if row.deterministic else 1.0 / n for row in (a, b))
+    if pooled is None or not noisy:
+        how = "examples only"
+        return _difference(a, b, seeds, *_symmetric(values.mean(), v_x, 0.0, 1), how)
+    return _difference(a, b, seeds, *_symmetric(values.mean(), v_x, pooled.value * seed_part, pooled.df), "pooled seed variance")
+
+
+def _paired(a: Sample, b: Sample) -> tuple[list[int], list[int], int]:
+    """Indices of the paired runs of a and b, and how many seeds they are; a deterministic run is paired with every seed."""
+    if a.deterministic or b.deterministic:
+        n = max(len(a.seeds) if not a.deterministic else 1, len(b.seeds) if not b.deterministic else 1)
+        return [0] * n if a.deterministic else list(range(n)), [0] * n if b.deterministic else list(range(n)), n
+    shared = [seed for seed in a.seeds if seed in b.seeds]
+    if not shared:
+        raise NotComparable(f"{a.label} and {b.label} share no seed")
+    return [a.seeds.index(s) for s in shared], [b.seeds.index(s) for s in shared], len(shared)
+
+
+def _difference(a: Sample, b: Sample, seeds: int, value: float, low: float, high: float, p: float, how: str) -> Difference:
+    return Difference(a.label, b.label, float(value), float(low), float(high), float(p), seeds, len(a.examples), how)
+
+
+def _symmetric(value: float, v_x: float, v_s: float, df_s: int) -> tuple[float, float, float, float]:
+    """Estimate, interval and p value from the example variance and a seed variance known with `df_s` degrees of freedom."""
+    error, df = math.sqrt(v_x + v_s), _satterthwaite(v_x, v_s, df_s)
+    half = stats.t.ppf(0.5 + LEVEL / 2, df) * error
+    return value, value - half, value + half, _p_value(value, error, df)
+
+
+def _satterthwaite(v_x: float, v_s: float, df_s: int) -> float:
+    """Degrees of freedom of V_x + V_s, where V_x is taken as known (thousands of resamples of hundreds of examples)."""
+    return df_s * ((v_x + v_s) / v_s) ** 2 if v_s > 0 else math.inf
+
+
+def _p_value(value: float, error: float, df: float) -> float:
+    if error == 0:
+        return 1.0 if value == 0 else 0.0
+    return 2 * stats.t.sf(abs(value) / error, df)
+
+
+def _hierarchical(values: Array, draws: Array) -> tuple[float, float, float, float]:
+    """Hierarchical bootstrap of paired seeds, then examples; `values` (seeds,), `draws` (seeds, draws).
+
+    Percentiles of a bootstrap of few seeds are too narrow (the resampled variance is (n-1)/n of the sample's, and a
+    normal quantile is used for t): the percentile interval is stretched about the estimate by
+    k = t_df * sqrt(V_x + V_s) / (z * sd(bootstrap)), in the spirit of the expanded percentile interval of
+    Hesterberg (2015, "What Teachers Should Know About the Bootstrap").
+    """
+    n, total = draws.shape
+    generator = np.random.default_rng([n, total, 1])
+    weights = generator.multinomial(n, np.full(n, 1 / n), size=total) / n
+    resampled = (weights * draws.T).sum(axis=1)
+    v_x, v_s = draws.mean(axis=0).var(ddof=1), values.var(ddof=1) / n
+    error, df = math.sqrt(v_x + v_s), _satterthwaite(v_x, v_s, n - 1)
+    spread = resampled.std(ddof=1)
+    k = max(1.0, stats.t.ppf(0.5 + LEVEL / 2, df) * error / (stats.norm.ppf(0.5 + LEVEL / 2) * spread)) if spread > 0 else 1.0
+    value = values.mean()
+    low, high = value + k * (np.quantile(resampled, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]) - value)
+    return value, low, high, _p_value(value, error, df)
+
+
+def minimum_detectable_difference(column: Sequence[Sample], pooled: SeedVariance | None) -> float | None:
+    """The smallest true difference of two row means that is found with 80 % power at two-sided 5 %.
+
+    MDD = (t_{0.975, df} + t_{0.8, df}) * sqrt(V_x + 2 V_seed / n): V_seed the pooled seed variance, n the fewest seeds of a
+    row, V_x the median over pairs of rows of the paired example variance. A column of deterministic rows has V_seed = 0.
+    None where it cannot be known: fewer than two comparable rows, or random rows of one seed each.
+    """
+    comparable = [row for row in column if row.examples == column[0].examples]
+    pairs = [(a, b) for i, a in enumerate(comparable) for b in comparable[:i]]
+    random = [row for row in comparable if not row.deterministic]
+    if not pairs or (random and pooled is None):
+        return None
+    v_x = float(np.median([(a.draws.mean(axis=0) - b.draws.mean(axis=0)).var(ddof=1) for a, b in pairs]))
+    v_s = 2 * pooled.value / min(len(row.seeds) for row in random) if random and pooled else 0.0
+    df = _satterthwaite(v_x, v_s, pooled.df if pooled else 1)
+    return float((stats.t.ppf(0.5 + LEVEL / 2, df) + stats.t.ppf(POWER, df)) * math.sqrt(v_x + v_s))
+
+
+def not_told_from_best(column: Sequence[Sample], higher_is_better: bool) -> tuple[int, set[int]]:
+    """Index of the best row, and of the rows whose difference to it is not significant (Holm at 5 % over the column).
+
+    All rows must be comparable (`NotComparable`). With one row the set is empty.
+    """
+    means = [row.values.mean() if higher_is_better else -row.values.mean() for row in column]
+    best = int(np.argmax(means))
+    pooled = pooled_seed_variance(column)
+    others = [i for i in range(len(column)) if i != best]
+    adjusted = holm([compare(column[i], column[best], pooled).p for i in others])
+    return best, {i for i, p in zip(others, adjusted, strict=True) if p > 1 - LEVEL}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values of Holm (1979): the i-th smallest of m times m - i + 1, made monotone, at most 1."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def mcnemar(a: Sample, b: Sample) -> float:
+    """Exact two-sided McNemar test (binomial on the discordant examples) for one seed pair of a 0/1 metric.
+
+    Raises `NotComparable` for other scores, more than one seed pair, or other examples.
+    """
+    if a.examples != b.examples:
+        raise NotComparable(f"{a.label} and {b.label} were not measured on the same examples")
+    left, right, seeds = _paired(a, b)
+    if seeds != 1:
+        raise NotComparable("McNemar's test is for one seed pair")
+    x, y = a.scores[left[0]], b.scores[right[0]]
+    if not np.isin(np.concatenate([x, y]), (0, 1)).all():
+        raise NotComparable("McNemar's test is for scores of 0 and 1")
+    only_a, only_b = int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)

@@ -1,0 +1,223 @@
+"""Records to a typed table: rows are (model, method label), columns are protocols; what may be ranked, and what not."""
+
+import statistics
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import stats
+from analysis.compare import Comparison, Samples, compare_with, one_per_seed
+from analysis.footnotes import footnotes
+from analysis.layout import Layout
+from analysis.load import DONE
+from analysis.metrics import LOG_SCALE
+from analysis.stats import NotComparable
+
+
+@dataclass(frozen=True)
+class Span:
+    """A cost over several cells."""
+
+    low: float
+    mean: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Side columns; None where no record has the value."""
+
+    trainable: Span | None
+    """Parameters trained by the method, the head apart."""
+    trainable_method: Span | None
+    """Percent of all parameters."""
+    trainable_head: Span | None
+    sparsity: Span | None
+    """Percent of the prunable weights that are zero."""
+    bytes: Span | None
+    """Of the exported weights."""
+    bytes_shipped: Span | None
+    """Of what differs from the base model."""
+    seconds: Span | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row under one protocol, over its seeds."""
+
+    values: tuple[float, ...]
+    """Per finished seed."""
+    attempted: int
+    """Seeds that ran, failed ones included; more than `len(values)` = k/n, not ranked."""
+    deterministic: bool
+    costs: Costs
+    missing: str = ""
+    """Why there is no value, or fewer than attempted."""
+    best: bool = False
+    tied: bool = False
+    """Cannot be told from the best (paired comparison, Holm at 5 %)."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the finished seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds; None for fewer than two or a deterministic method."""
+        return None if self.deterministic or len(self.values) < 2 else statistics.stdev(self.values)
+
+    @property
+    def complete(self) -> bool:
+        """Every attempted seed finished."""
+        return bool(self.values) and len(self.values) == self.attempted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method (with its settings) on one model."""
+
+    model: str
+    label: str
+    cells: dict[str, Cell]
+    costs: Costs
+    """Over all its cells."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One protocol: never more than one in a column."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    examples: int
+    decimals: int
+    rows: dict[str, Any]
+    """What the record keeps of the evaluated rows."""
+    detectable: dict[str, float | None]
+    """Minimum detectable difference by model (of the logarithms for perplexity); None where it cannot be known."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything that an output format shows."""
+
+    title: str
+    heading: str
+    columns: list[Column]
+    rows: list[Row]
+    comparisons: list[Comparison]
+    footnotes: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    """What the cells ran with, as `name value`."""
+
+    def blocks(self) -> list["Block"]:
+        """Rows in groups of models that were measured under the same columns, so that no group has columns of blanks."""
+        used: dict[str, tuple[str, ...]] = {}
+        for model in dict.fromkeys(row.model for row in self.rows):
+            own = [row for row in self.rows if row.model == model]
+            used[model] = tuple(c.name for c in self.columns if any(row.cells[c.name].attempted for row in own))
+        return [
+            Block([c for c in self.columns if c.name in names], [row for row in self.rows if used[row.model] == names])
+            for names in dict.fromkeys(used.values())
+        ]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Part of a table: columns, and the rows of the models that have them."""
+
+    columns: list[Column]
+    rows: list[Row]
+
+    @property
+    def models(self) -> list[str]:
+        """Models in the order of their rows."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+
+def table(frame: pd.DataFrame, store: Path, layout: Layout) -> Table:
+    """The table of a frame from `analysis.load.load`; `store` holds the predictions.
+
+    Best and tied rows are marked within a model, among rows all of whose seeds finished. Raises `UserError` for a baseline
+    that is in no row.
+    """
+    samples = Samples(frame, store)
+    names = list(dict.fromkeys(frame["column"].dropna().sort_values()))
+    rows = [_row(model, label, group, names) for (model, label), group in frame.groupby(["model", "label"])]
+    problems: list[str] = []
+    for name in names:
+        for model in dict.fromkeys(row.model for row in rows):
+            _mark(model, name, rows, frame, samples, problems)
+    columns = [_column(frame, name, rows, samples, layout) for name in names]
+    comparisons = compare_with(frame, samples, layout.baseline) if layout.baseline else []
+    return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(frame, rows), *problems], _versions(frame))
+
+
+def _row(model: str, label: str, group: pd.DataFrame, names: list[str]) -> Row:
+    cells = {name: _cell(group[group["column"] == name]) for name in names}
+    return Row(model, label, cells, _costs(group[group["status"] == DONE]))
+
+
+def _cell(group: pd.DataFrame) -> Cell:
+    done = one_per_seed(group[group["status"] == DONE])
+    costs = _costs(done)
+    if group.empty:
+        return Cell((), 0, False, costs, "not run")
+    skipped = group[group["status"] == "skipped"]
+    if done.empty and not skipped.empty:
+        return Cell((), 0, False, costs, f"skipped: {skipped['reason'].iloc[0]}")
+    failed = group[~group["status"].isin([DONE, "skipped"]) & ~group["seed"].isin(done["seed"])]
+    deterministic = not done.empty and bool(done["deterministic"].all())
+    return Cell(tuple(done["value"]), len(done) + failed["seed"].nunique(), deterministic, costs, ", ".join(sorted(set(failed["status"]))))
+
+
+def _costs(done: pd.DataFrame) -> Costs:
+    parts = (
+        done["trainable_method"], 100 * done["trainable_method"] / done["total"], 100 * done["trainable_head"] / done["total"],
+        100 * done["sparsity_prunable"], done["bytes"], done["bytes_shipped"], done["seconds"],
+    )  # fmt: skip
+    return Costs(*map(_span, parts))
+
+
+def _span(values: pd.Series) -> Span | None:
+    values = pd.to_numeric(values).dropna()
+    return Span(float(values.min()), float(values.mean()), float(values.max())) if len(values) else None
+
+
+def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: Samples, problems: list[str]) -> None:
+    """Mark best and tied cells of one model in one column; without usable predictions nothing is marked, and it is said."""
+    ranked = [row for row in rows if row.model == model and row.cells[name].complete]
+    if len(ranked) < 2:
+        return
+    higher = bool(frame[(frame["column"] == name) & (frame["status"] == DONE)]["higher_is_better"].iloc[0])
+    try:
+        column = [samples.get(model, name, row.label) for row in ranked]
+        best, tied = stats.not_told_from_best(column, higher)
+    except NotComparable as error:
+        problems.append(f"{name}, {model}: not ranked, since {error}")
+        return
+    for i, row in enumerate(ranked):
+        row.cells[name] = replace(row.cells[name], best=i == best, tied=i in tied)
+
+
+def _column(frame: pd.DataFrame, name: str, rows: list[Row], samples: Samples, layout: Layout) -> Column:
+    done = frame[(frame["column"] == name) & (frame["status"] == DONE)]
+    first = done.iloc[0]
+    decimals = layout.decimals if layout.decimals is not None else 2 if first["metric"] in LOG_SCALE else 3
+    detectable = {model: _detectable(name, model, rows, samples) for model in dict.fromkeys(done["model"])}
+    return Column(name, first["metric"], bool(first["higher_is_better"]), int(first["n"]), decimals, first["rows"], detectable)
+
+
+def _detectable(name: str, model: str, rows: list[Row], samples: Samples) -> float | None:
+    labels = [row.label for row in rows if row.model == model and row.cells[name].complete]
+    column = samples.column(model, name, labels)
+    return stats.minimum_detectable_difference(column, stats.pooled_seed_variance(column)) if len(column) > 1 else None
+
+
+def _versions(frame: pd.DataFrame) -> list[str]:
+    blocks = pd.json_normalize(frame[frame["status"] == DONE]["numerics"].tolist())
+    return [f"{name.removeprefix('packages.')} {', '.join(sorted(set(map(str, blocks[name].dropna()))))}" for name in blocks]

@@ -1,0 +1,225 @@
+"""The services that a method is given while its cell runs (`methods.base.Context`)."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from harness import checkpoint
+from harness.batching import collator
+from harness.config import Cell, RunConfig
+from harness.cost import PeakMeter
+from harness.evaluation import Evaluator
+from harness.ledger import optimizer_state_bytes
+from harness.record import Phase
+from harness.seeding import derive, generator, seed_everything, untouched_generators
+from harness.store import write_json
+from harness.training import HostTrainer, Listener, PhasePlan, Progress, read_state, resumable, run_phase, settings_of, write_state
+from methods.base import Batch, Method
+from methods.spec import UserError
+from tasks.base import Task
+
+T = TypeVar("T")
+
+
+@dataclass
+class CellContext:
+    """One cell's services and what they metered."""
+
+    cell: Cell
+    run: RunConfig
+    folder: Path
+    device: str
+    method: Method
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    model: nn.Module
+    """The model as loaded; batches are put on its device."""
+    evaluator: Evaluator
+    phases: list[Phase] = field(default_factory=list)
+    selection: dict[str, Any] = field(default_factory=dict)
+    optimizer_bytes: int = 0
+    """Bytes of optimizer state at the end of the last training phase."""
+
+    def __post_init__(self) -> None:
+        self.seed = self.cell.seed
+        self.settings = settings_of(self.cell.recipe)
+        self.total_steps = self.steps(1.0)
+        self._examples: dict[str, list[dict[str, Any]]] = {}
+        self._counts: Progress | None = None
+
+    def examples(self, split: str) -> list[dict[str, Any]]:
+        """Encoded examples of a split, in the order of its rows."""
+        if split not in self._examples:
+            self._examples[split] = self.task.encode(split, self.tokenizer)
+        return self._examples[split]
+
+    def steps(self, share: float) -> int:
+        """Optimizer steps that `share` of the cell's budget pays for."""
+        examples = self.cell.budget.examples
+        if examples is None:
+            examples = int(self.cell.recipe.epochs * self.train_rows())
+        return max(1, round(examples * share / self.cell.recipe.batch))
+
+    def train_rows(self) -> int:
+        """Number of training rows; 0 where the task has none."""
+        splits = self.task.splits()
+        return len(splits["train"].data) if "train" in splits else 0
+
+    def generator(self, name: str) -> torch.Generator:
+        """A CPU generator seeded from (seed, name)."""
+        return generator(self.seed, "method", name)
+
+    def batches(self, split: str, n: int | None = None) -> Iterator[Batch]:
+        """Padded batches of the first `n` rows (at most the budget's examples) in the cell's own row order."""
+        examples = self.examples(split)
+        order = torch.randperm(len(examples), generator=generator(self.seed, "rows", split)).tolist()
+        limit = min(filter(None, (n, self.cell.budget.examples, len(examples))))
+        collate, size = collator(self.tokenizer), self.run.eval_batch
+        for start in range(0, limit, size):
+            chosen = order[start : min(start + size, limit)]
+            batch = collate([examples[i] for i in chosen])
+            if self._counts is not None:
+                self._counts.examples += len(chosen)
+                self._counts.tokens += int(batch["attention_mask"].sum())
+            yield {key: value.to(self.device) for key, value in batch.items()}
+
+    def once(self, name: str, fn: Callable[[], T]) -> T:
+        """Tensors (a dict of them) or JSON, computed once per cell and read back after a resume."""
+        folder = self.folder / "once" / name
+        if checkpoint.verified(folder):
+            tensors = folder / "value.safetensors"
+            return load_file(tensors) if tensors.exists() else json.loads((folder / "value.json").read_text())
+        value = fn()
+        checkpoint.write_sealed(folder, lambda aside: _write_value(aside, value))
+        return value
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Meter a block of the method's own work."""
+        seed_everything(self.seed, "phase", name)
+        self._counts = Progress()
+        with PeakMeter(self.device) as meter:
+            yield
+        self._close(name, self._counts, meter)
+        self._counts = None
+
+    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
+        """Train what requires gradients; restored if finished, resumed if interrupted."""
+        folder = self.folder / "checkpoints" / phase
+        final = folder / "final"
+        if checkpoint.verified(final):
+            read_state(final, model, self.method)
+            self._restore_notes(final)
+            return model
+        plan = self._plan(phase, share, select, folder)
+        self.total_steps = plan.steps
+        seed_everything(self.seed, "train", phase)
+        with PeakMeter(self.device) as meter:
+            listener = PhaseListener(self, phase, meter, _earlier_seconds(folder))
+            trainer = HostTrainer(model, self.method, self, plan, self.examples("train"), collator(self.tokenizer), listener)
+            listener.rewind(plan)
+            progress = run_phase(trainer)
+        self.optimizer_bytes = optimizer_state_bytes(trainer.optimizer.optimizer)
+        progress.seconds = listener.seconds()
+        self._keep_selected(model, plan, progress)
+        self._close(phase, progress, meter)
+        checkpoint.write_sealed(final, lambda aside: self._write_final(aside, model))
+        return model
+
+    def _plan(self, phase: str, share: float, select: bool, folder: Path) -> PhasePlan:
+        recipe, steps = self.cell.recipe, self.steps(share)
+        micro = self.run.micro_batch or recipe.batch
+        if recipe.batch % micro:
+            raise UserError(f"run.micro_batch={micro} does not divide recipe.batch={recipe.batch}; allowed: a divisor of it")
+        n = self.cell.budget.evaluations
+        evaluate_at = sorted({max(1, round(steps * i / n)) for i in range(1, n + 1)}) if select and self._selects() else []
+        return PhasePlan(
+            name=phase, folder=folder, steps=steps, recipe=recipe, micro_batch=micro, device=self.device,
+            autocast=self.cell.precision == "bf16_autocast", seed=derive(self.seed, "order"),
+            checkpoint_steps=self.run.checkpoint_steps, evaluate_at=tuple(evaluate_at),
+        )  # fmt: skip
+
+    def _selects(self) -> bool:
+        return "selection" in self.task.splits()
+
+    def _keep_selected(self, model: nn.Module, plan: PhasePlan, progress: Progress) -> None:
+        """Measure the last state under `@last`, then go back to the best eligible one."""
+        if not plan.evaluate_at:
+            return
+        rule = getattr(self.task.config, "selection", "last")
+        self.selection = {
+            "rule": rule, "phase": plan.name, "last_step": plan.steps,
+            "step": progress.best_step or plan.steps, "metric": progress.best_value,
+        }  # fmt: skip
+        with untouched_generators():
+            self.evaluator.run(model, "last")
+        if progress.best_step not in (None, plan.steps):
+            read_state(plan.folder / f"best-{progress.best_step}", model, self.method)
+
+    def _close(self, name: str, progress: Progress, meter: PeakMeter) -> None:
+        seconds = progress.seconds or meter.seconds
+        self.phases.append(
+            Phase(name, progress.steps, progress.examples, progress.tokens, seconds, meter.peak_rss, meter.peak_device)
+        )
+
+    def _write_final(self, folder: Path, model: nn.Module) -> None:
+        write_state(folder, model, self.method)
+        notes = {"phase": asdict(self.phases[-1]), "selection": self.selection, "optimizer_bytes": self.optimizer_bytes}
+        write_json(folder / "notes.json", notes)
+
+    def _restore_notes(self, folder: Path) -> None:
+        notes = json.loads((folder / "notes.json").read_text())
+        self.phases.append(Phase(**notes["phase"]))
+        self.selection, self.optimizer_bytes = notes["selection"], notes["optimizer_bytes"]
+        self.evaluator.restore("last")
+
+
+class PhaseListener(Listener):
+    """Writes the learning curve and computes selection metrics for one phase."""
+
+    def __init__(self, ctx: CellContext, phase: str, meter: PeakMeter, earlier: float) -> None:
+        self.ctx, self.phase, self.meter, self.earlier = ctx, phase, meter, earlier
+        self.file = ctx.folder / "history.jsonl"
+
+    def rewind(self, plan: PhasePlan) -> None:
+        """Drop lines of this phase that the newest checkpoint does not include; training will write them again."""
+        folder = resumable(plan.folder)
+        step = int(folder.name.split("-")[1]) if folder else 0
+        if self.file.exists():
+            lines = [json.loads(line) for line in self.file.read_text().splitlines()]
+            kept = [line for line in lines if line["phase"] != self.phase or line["step"] <= step]
+            self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def history(self, entry: dict[str, Any]) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def seconds(self) -> float:
+        return self.earlier + self.meter.seconds
+
+    def selection_metric(self, model: nn.Module, step: int) -> float:
+        with untouched_generators():
+            evaluation = self.ctx.evaluator.measure(model, "selection")
+        value = evaluation.metrics[evaluation.primary]
+        self.history({"phase": self.phase, "step": step, f"selection/{evaluation.primary}": value})
+        return value if evaluation.higher_is_better else -value
+
+
+def _earlier_seconds(folder: Path) -> float:
+    newest = resumable(folder)
+    return json.loads((newest / "progress.json").read_text())["seconds"] if newest else 0.0
+
+
+def _write_value(folder: Path, value: Any) -> None:
+    if isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
+        checkpoint.save_tensors(folder / "value.safetensors", value)
+    else:
+        write_json(folder / "value.json", value)

@@ -1,0 +1,76 @@
+"""Leaving a stock transformers checkpoint, and proving in a fresh process that it is the model that was measured."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from harness.checkpoint import save_tensors
+from harness.seeding import generator
+
+PROBE_ROWS, PROBE_TOKENS = 4, 16
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+"""Largest absolute difference of logits accepted after a reload on the same machine."""
+
+
+class ExportError(RuntimeError):
+    """The exported checkpoint is not the model that was measured."""
+
+
+def probe_ids(vocabulary: int) -> Tensor:
+    """Fixed token ids (rows x tokens) on which a model and its export are compared; the first 10 ids are avoided."""
+    return torch.randint(min(10, vocabulary // 2), vocabulary, (PROBE_ROWS, PROBE_TOKENS), generator=generator(0, "export"))
+
+
+@torch.inference_mode()
+def probe_logits(model: nn.Module) -> Tensor:
+    """Logits of the probe ids in eval mode, float32 on CPU."""
+    training = model.training
+    model.eval()
+    ids = probe_ids(model.config.get_text_config().vocab_size).to(next(model.parameters()).device)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    model.train(training)
+    return logits.float().cpu()
+
+
+def export(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model, tokenizer and probe logits; a class that transformers does not ship is an `ExportError`."""
+    name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
+        raise ExportError(f"the finalized model is a {name}, not a stock transformers class")
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ids = probe_ids(model.config.get_text_config().vocab_size)
+    save_tensors(probe_file(folder), {"input_ids": ids, "logits": probe_logits(model)})
+
+
+def reload(folder: Path) -> nn.Module:
+    """The exported model, loaded as any user would, in its saved dtype."""
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    return getattr(transformers, architecture).from_pretrained(folder, dtype="auto", local_files_only=True)
+
+
+def verify(folder: Path, device: str) -> dict[str, Any]:
+    """Reload the export and compare its logits; returns what the record keeps (class and difference).
+
+    Raises `ExportError` when the difference exceeds `TOLERANCE` of the saved dtype.
+    """
+    model = reload(folder).to(device)
+    expected = load_file(probe_file(folder))["logits"]
+    difference = (probe_logits(model) - expected).abs().max().item()
+    limit = TOLERANCE[next(model.parameters()).dtype]
+    if not difference <= limit:
+        raise ExportError(f"logits of the reloaded export differ by {difference:.2e}; allowed {limit:.0e}")
+    return {"class": type(model).__name__, "max_abs_difference": difference}
+
+
+def probe_file(folder: Path) -> Path:
+    """Where the probe of an exported folder lies: beside it, so that the folder holds the model alone."""
+    return folder.with_name(f"{folder.name}.probe.safetensors")

@@ -1,0 +1,30 @@
+"""What may move the last digits of a number: versions, device, threads, precision."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from harness.record import NUMERICS
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "parebench")
+
+
+def numerics(device: str, precision: str) -> dict[str, Any]:
+    """The record's `numerics` block."""
+    return {
+        "harness": NUMERICS, "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
+        "device": device_name(device), "threads": torch.get_num_threads(), "precision": precision,
+        "cpu": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine(),
+    }  # fmt: skip
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes the first accelerator or the CPU."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def device_name(device: str) -> str:
+    """The kind of device without a machine's own names."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"

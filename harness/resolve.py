@@ -1,0 +1,134 @@
+"""From a composed configuration to the typed cell and run: everything a user can get wrong is refused here, without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import recipes
+from harness.config import BudgetConfig, Cell, ModelConfig, Recipe, RunConfig, Top
+from harness.nearmiss import unknown
+from harness.registry import MethodSpec, load_spec
+from harness.typed import build, shown
+from methods.spec import Traits, UserError
+from tasks.datasets import DATASETS
+from tasks.spec import KINDS
+
+BLOCKS = ("method", "model", "task", "budget", "recipe", "run")
+TOP = (*BLOCKS, "seed", "precision", "data_dir", "table")
+UNTRAINED = {"lr": 0.0}
+"""The learning rate of a cell that does not train; its recipe is no part of its identity."""
+
+
+@dataclass
+class Resolved:
+    """A configuration, typed and checked."""
+
+    cell: Cell
+    run: RunConfig
+    data_dir: Path | None
+    """A local data folder, or None."""
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method's torch-free half."""
+        return load_spec(self.cell.method)
+
+    @cached_property
+    def traits(self) -> Traits:
+        """The method's traits under this configuration."""
+        return self.spec.adjusted(self.cell.method_config)
+
+
+def resolve(cfg: DictConfig) -> Resolved:
+    """Check a composed configuration and give its typed halves.
+
+    Raises `UserError` with one sentence on the first thing that is wrong.
+    """
+    values = _plain(cfg)
+    top = build(Top, {key: values.get(key) for key in ("seed", "precision", "data_dir")}, "")
+    run = build(RunConfig, values["run"], "run")
+    spec, config, matchers = _method(values["method"])
+    model = build(ModelConfig, values["model"], "model")
+    task = _task(values["task"])
+    budget = build(BudgetConfig, values["budget"], "budget")
+    names = {"task": task.name, "model": model.name, "budget": budget.name}
+    recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
+    _check_micro_batch(run, recipe)
+    cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins)
+    return Resolved(cell, run, _folder(top.data_dir))
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy without Hydra's own block."""
+    job = cfg.copy()
+    with open_dict(job):
+        job.pop("hydra", None)
+    return job
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    for key in cfg:
+        if key == "sweeps":
+            raise UserError("sweeps=... was read as plain values; begin that sweep file with the line '# @package _global_'")
+        if key not in TOP and key != "hydra":
+            raise UserError(unknown("the top-level key", str(key), TOP, sign=" "))
+    for key in BLOCKS:
+        if not OmegaConf.is_dict(cfg.get(key)):
+            write = f"{key}.<key>=<value>" if key in ("recipe", "run") else f"{key}=<name> with a name that parebench --help lists"
+            raise UserError(f"{key}={shown(cfg.get(key))} is not a block of keys; type {write}")
+    try:
+        return {str(key): value for key, value in OmegaConf.to_container(without_hydra(cfg), resolve=True).items()}
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'a value'} refers to something that is not there: {str(error).splitlines()[0]}") from None
+
+
+def _method(values: Mapping[str, Any]) -> tuple[MethodSpec, Any, list[recipes.Matcher]]:
+    rest = dict(values)
+    slug, entries = rest.pop("name", None), rest.pop("recipes", None)
+    spec = load_spec(str(slug))
+    matchers = recipes.base() + recipes.parse(entries or [], f"conf/method/{slug}.yaml")
+    return spec, build(spec.config, rest, "method"), matchers
+
+
+def _task(values: Mapping[str, Any]) -> Any:
+    kind = values.get("kind")
+    if kind not in KINDS:
+        raise UserError(unknown("task.kind", str(kind), KINDS))
+    task = build(KINDS[kind], values, "task")
+    if task.dataset not in DATASETS:
+        raise UserError(unknown("task.dataset", task.dataset, DATASETS))
+    return task
+
+
+def _recipe(
+    traits: Traits, matchers: list[recipes.Matcher], names: Mapping[str, str], overrides: Mapping[str, Any], slug: str
+) -> tuple[Recipe, dict[str, str]]:
+    for key in overrides:
+        if key not in recipes.VALUES:
+            raise UserError(unknown("recipe.", str(key), recipes.VALUES, sign=""))
+    values, origins = recipes.resolve(matchers, names, overrides)
+    if not traits.trains:
+        values = UNTRAINED | values
+    elif "lr" not in values:
+        where = f"task {names['task']}, model {names['model']}, budget {names['budget']}"
+        raise UserError(f"method {slug} has no learning rate for {where}; give recipe.lr=<number> or a recipe in conf/method/{slug}.yaml")
+    return build(Recipe, values, "recipe"), origins if traits.trains else {}
+
+
+def _check_micro_batch(run: RunConfig, recipe: Recipe) -> None:
+    if run.micro_batch is not None and recipe.batch % run.micro_batch:
+        raise UserError(f"run.micro_batch={run.micro_batch} does not divide recipe.batch={recipe.batch}; allowed: a divisor of it")
+
+
+def _folder(data_dir: str | None) -> Path | None:
+    if data_dir is None:
+        return None
+    path = Path(data_dir).expanduser()
+    if not path.is_dir():
+        raise UserError(f"data_dir={data_dir} is no folder; give the path of a folder of datasets in hub columns, or data_dir=null")
+    return path

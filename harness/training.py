@@ -1,0 +1,293 @@
+"""The one file that knows transformers' Trainer: it calls the method's hooks, saves verified checkpoints and resumes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from harness import checkpoint, guard
+from harness.config import Recipe
+from harness.store import write_json
+from harness.worker import stop_requested
+from methods.base import Context, Method, TrainSettings
+
+SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """Everything that decides how one training phase runs."""
+
+    name: str
+    folder: Path
+    """Where checkpoints and the finished state of the phase lie."""
+    steps: int
+    recipe: Recipe
+    micro_batch: int
+    device: str
+    autocast: bool
+    seed: int
+    """Seed of the data order and of the trainer."""
+    checkpoint_steps: int
+    evaluate_at: tuple[int, ...]
+    """Updates after which the selection metric is computed; empty = the last state is kept."""
+
+
+@dataclass
+class Progress:
+    """Counters of a phase that survive a resume."""
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_value: float | None = None
+
+
+class HostTrainer(Trainer):
+    """Trainer whose loss, optimizer and hooks are the method's, and whose checkpoints are ours."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        ctx: Context,
+        plan: PhasePlan,
+        rows: Any,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+        listener: "Listener",
+    ) -> None:
+        super().__init__(model=model, args=_arguments(plan), train_dataset=rows, data_collator=collate)
+        self.method, self.ctx, self.plan, self.listener = method, ctx, plan, listener
+        self.progress = Progress()
+        self.interrupted = False
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Hooks(self))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The method's optimizer; it must hold exactly the trainable parameters."""
+        if self.optimizer is None:
+            self.optimizer = self.method.optimizer(self.model, self.ctx.settings)
+            check_parameters(self.model, self.optimizer)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The method's loss on a micro-batch."""
+        return self.method.loss(model, inputs, self.ctx)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch; after the last of a step the method sees the gradients before they are clipped."""
+        self.progress.examples += len(inputs["input_ids"])
+        self.progress.tokens += int(inputs["attention_mask"].sum())
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.method.on_gradients(self.model, self.state.global_step, self.ctx)
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Compute the selection metric and keep the state if it is the best eligible one so far."""
+        step = self.state.global_step
+        value = self.listener.selection_metric(self.model, step)
+        progress = self.progress
+        better = progress.best_value is None or value > progress.best_value
+        if better and self.method.eligible(step, self.ctx):
+            progress.best_step, progress.best_value = step, value
+            checkpoint.write_sealed(self.plan.folder / f"best-{step}", self._write_state)
+        self.model.train()
+        # Trainer's own evaluate ends with this callback; without it the flag stays up and the epoch's end evaluates again.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        return {}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.progress.steps = self.state.global_step
+        self.progress.seconds = self.listener.seconds()
+        checkpoint.write_sealed(self.plan.folder / f"checkpoint-{self.state.global_step}", self._write_checkpoint)
+        _prune(self.plan.folder)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self._write_state(folder)
+        checkpoint.save_optimizer(folder, self.optimizer)
+        write_json(folder / "scheduler.json", self.lr_scheduler.state_dict())
+        checkpoint.save_generators(folder)
+        write_json(folder / "progress.json", asdict(self.progress))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _write_state(self, folder: Path) -> None:
+        write_state(folder, self.model, self.method)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        read_state(folder, self.model, self.method)
+        self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is None:
+            return
+        folder = Path(checkpoint_folder)
+        checkpoint.load_optimizer(folder, self.optimizer)
+        self.lr_scheduler.load_state_dict(json.loads((folder / "scheduler.json").read_text()))
+
+    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            checkpoint.load_generators(Path(checkpoint_folder))
+
+
+class Listener:
+    """What a phase tells its cell; the default keeps quiet. `harness.context` implements it."""
+
+    def selection_metric(self, model: nn.Module, step: int) -> float:
+        """The selection metric now, larger is better."""
+        raise NotImplementedError("this phase has no selection rows")
+
+    def history(self, entry: dict[str, Any]) -> None:
+        """One line of the learning curve."""
+
+    def seconds(self) -> float:
+        """Seconds spent in this phase so far, earlier attempts included."""
+        return 0.0
+
+
+class Hooks(TrainerCallback):
+    """Trainer's callbacks mapped to the method's hooks; also the points where a phase may stop."""
+
+    def __init__(self, host: HostTrainer) -> None:
+        self.host = host
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.host.method.on_step(self.host.model, state.global_step, self.host.ctx)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.host.method.on_update(self.host.model, state.global_step + 1, self.host.ctx)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.host.method.on_epoch(self.host.model, round(state.epoch), self.host.ctx)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        plan, step = self.host.plan, state.global_step
+        control.should_evaluate = step in plan.evaluate_at
+        last = step >= plan.steps
+        control.should_save = step % plan.checkpoint_steps == 0 and not last
+        if stop_requested() and not last:
+            self.host.interrupted = control.should_save = control.should_training_stop = True
+        # Trainer logs before it evaluates or saves: the guard in on_log then sees a bad loss first.
+        control.should_log = control.should_log or control.should_evaluate or control.should_save or last
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        for key in ("loss", "grad_norm", "train_loss"):
+            if key in logs:
+                guard.check_finite(key, float(logs[key]), state.global_step)
+        if "loss" in logs:
+            keys = ("loss", "grad_norm", "learning_rate", "epoch")
+            entry = {key: float(logs[key]) for key in keys if key in logs}
+            progress = self.host.progress
+            counters = {"step": state.global_step, "examples": progress.examples, "tokens": progress.tokens}
+            self.host.listener.history({"phase": self.host.plan.name, **counters, "seconds": self.host.listener.seconds(), **entry})
+
+
+def run_phase(trainer: HostTrainer) -> Progress:
+    """Train to the end of the plan, resuming from the newest verified checkpoint; keep the selected state.
+
+    Raises `guard.Diverged` on a non-finite loss and `guard.Interrupted` after a requested stop was saved.
+    """
+    plan = trainer.plan
+    resume = resumable(plan.folder)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.interrupted:
+        raise guard.Interrupted(f"stopped at step {trainer.state.global_step} of {plan.steps}; the next run resumes there")
+    check_parameters(trainer.model, trainer.optimizer)
+    guard.check_weights(trainer.model)
+    trainer.progress.steps = trainer.state.global_step
+    return trainer.progress
+
+
+def resumable(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies together with the best state that it refers to."""
+    folders = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return next((f for f in folders if checkpoint.verified(f) and _best_of(f) is not False), None)
+
+
+def write_state(folder: Path, model: nn.Module, method: Method) -> None:
+    """Write what training may have changed: trainable parameters, buffers, and the method's own tensors."""
+    checkpoint.save_tensors(folder / "weights.safetensors", checkpoint.trained_tensors(model))
+    checkpoint.save_tensors(folder / "method.safetensors", method.state_dict())
+
+
+def read_state(folder: Path, model: nn.Module, method: Method) -> None:
+    """Take back what `write_state` wrote: the method's state first, since it may change shapes."""
+    method.load_state_dict(load_file(folder / "method.safetensors"))
+    checkpoint.restore_tensors(model, load_file(folder / "weights.safetensors"))
+
+
+def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer must hold exactly the trainable parameters: surgery during a run is otherwise ignored silently."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if held != set(trainable):
+        names = [name for key, name in trainable.items() if key not in held]
+        raise RuntimeError(f"the optimizer misses {names[:3]} and holds {len(held - set(trainable))} parameters that do not train")
+
+
+def settings_of(recipe: Recipe) -> TrainSettings:
+    """The part of a recipe that an optimizer needs."""
+    head_lr = recipe.lr if recipe.head_lr is None else recipe.head_lr
+    return TrainSettings(recipe.lr, head_lr, recipe.weight_decay, recipe.beta1, recipe.beta2, recipe.epsilon)
+
+
+def _arguments(plan: PhasePlan) -> TrainingArguments:
+    recipe = plan.recipe
+    return TrainingArguments(
+        output_dir=str(plan.folder),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=recipe.batch // plan.micro_batch,
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        lr_scheduler_type=SCHEDULERS[recipe.schedule],
+        warmup_steps=int(recipe.warmup * plan.steps + 0.5),
+        max_grad_norm=recipe.max_grad_norm,
+        seed=plan.seed,
+        data_seed=plan.seed,
+        bf16=plan.autocast,
+        use_cpu=plan.device == "cpu",
+        logging_steps=max(1, min(10, plan.steps // 10)),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=plan.device != "cpu",
+    )
+
+
+def _best_of(folder: Path) -> Path | bool | None:
+    """The best state a checkpoint refers to: its folder, None if it names none, False if it is damaged."""
+    step = json.loads((folder / "progress.json").read_text())["best_step"]
+    best = folder.parent / f"best-{step}"
+    return None if step is None else (best if checkpoint.verified(best) else False)
+
+
+def _prune(folder: Path) -> None:
+    """Keep the newest checkpoints and the best states that they or the running phase may need."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for old in checkpoints[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+    needed = {_best_of(f) for f in checkpoints[-KEPT_CHECKPOINTS:] if checkpoint.verified(f)}
+    for best in folder.glob("best-*"):
+        if best not in needed:
+            shutil.rmtree(best)

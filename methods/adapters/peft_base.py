@@ -1,0 +1,80 @@
+"""Base of the methods that wrap PEFT: a subclass says which PEFT configuration it is, this file does the rest.
+
+Targets are roles (`methods/roles.py`), so one configuration fits every family. On a family that fuses q, k and v in one map (gpt2,
+gpt_neox) each of these roles stands for the whole fused map: lora on [q, v] then adapts k too, and (IA)^3 on [k, v] scales q too.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from methods.base import Context, Method, TrainSettings, parameter_groups
+from methods.roles import head_names, role_names, weight_is_transposed
+
+
+class PeftMethod(Method):
+    """Insert PEFT adapters, train them with the task head, merge them into a stock model."""
+
+    def peft_config(self, model: nn.Module) -> PeftConfig:
+        """The PEFT configuration for this model, without a task type: the head is this class's business."""
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module, ctx: Context) -> PeftModel:
+        """Wrap the model; PEFT draws its initialisation from torch's global generator, which the harness seeds."""
+        wrapped = wrap(model, self.peft_config(model))
+        for name in head_names(wrapped):
+            wrapped.get_parameter(name).requires_grad_(True)
+        return wrapped
+
+    def finalize(self, model: PeftModel, ctx: Context) -> nn.Module:
+        """The stock model with every adapter merged in float32; all its parameters require gradients again."""
+        for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+            merge_float32(layer)
+        return model.unload().requires_grad_(True)
+
+    def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+        """AdamW over `groups`."""
+        betas = (settings.beta1, settings.beta2)
+        return torch.optim.AdamW(self.groups(model, settings), lr=settings.lr, betas=betas, eps=settings.epsilon)
+
+    def groups(self, model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+        """Optimizer groups; the interface's by default."""
+        return parameter_groups(model, settings)
+
+
+def target_modules(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
+    """PEFT's `target_modules` and `fan_in_fan_out` for roles: full names, so that no module is caught by a common suffix."""
+    names = role_names(model, roles)
+    return {"target_modules": names, "fan_in_fan_out": weight_is_transposed(model.get_submodule(names[0]))}
+
+
+def wrap(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """`get_peft_model` without the deprecation warning that it causes in transformers 5."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, config)
+
+
+def merge_float32(layer: BaseTunerLayer) -> None:
+    """Merge one adapter into its base layer; a half-precision weight is rounded once, after the sum."""
+    base = layer.get_base_layer()
+    dtype = base.weight.dtype
+    base.float()
+    layer.merge()
+    base.to(dtype)
+
+
+def split_groups(model: nn.Module, groups: list[dict[str, Any]], mark: str, **changes: Any) -> list[dict[str, Any]]:
+    """Groups in which the parameters with `mark` in their names stand apart, under the changed options."""
+    marked = {id(p) for name, p in model.named_parameters() if mark in name}
+    apart = [
+        {**group, **(changes if inside else {}), "params": [p for p in group["params"] if (id(p) in marked) == inside]}
+        for group in groups
+        for inside in (False, True)
+    ]
+    return [group for group in apart if group["params"]]

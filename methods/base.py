@@ -1,0 +1,154 @@
+"""The method interface: what a technique may override, and the services that it is given."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.roles import head_names
+from methods.spec import Traits
+
+T = TypeVar("T")
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The resolved recipe of a phase, as a method's optimizer needs it."""
+
+    lr: float
+    head_lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
+@dataclass
+class ModelSpec:
+    """How the model is about to be loaded; `Method.load` may edit it before any weight is read."""
+
+    dtype: str = "float32"
+    attention: str | None = None
+    config_edits: dict[str, Any] = field(default_factory=dict)
+
+
+class Context(Protocol):
+    """Services of the harness. A method never touches disk, devices, the trainer or the global config itself."""
+
+    seed: int
+    settings: TrainSettings
+    total_steps: int
+    """Optimizer steps of the running (or next) training phase."""
+
+    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
+        """Train what requires gradients for `share` of the budget. Idempotent: a finished phase is restored.
+
+        With `select` the best eligible state on the task's selection rows is kept, where the task has such rows.
+        """
+
+    def once(self, name: str, fn: Callable[[], T]) -> T:
+        """The value of `fn()` (tensors or JSON), computed once per cell and kept across a resume."""
+
+    def batches(self, split: str, n: int | None = None) -> Iterator[Batch]:
+        """Padded batches on the model's device of the first `n` rows of a split in the cell's row order."""
+
+    def generator(self, name: str) -> torch.Generator:
+        """A CPU generator seeded from (seed, name): equal for equal names whatever was drawn before."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Meters a block that is not `train` (seconds, examples, memory) under its own name."""
+
+
+class Method:
+    """A technique. The defaults are plain full fine-tuning; subclasses override only what they change."""
+
+    Config: ClassVar[type]
+    traits: ClassVar[Traits] = Traits()
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def load(self, spec: ModelSpec) -> ModelSpec:
+        """Edit how the model is loaded (dtype, attention, configuration)."""
+        return spec
+
+    def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """Insert adapters, masks or factors; freeze what stays. Parameters that require gradients are trained."""
+        return model
+
+    def fit(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """Train. Techniques of several stages call `ctx.train` several times."""
+        return ctx.train(model)
+
+    def finalize(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """Fold into a stock transformers model wherever the technique allows."""
+        return model
+
+    def variants(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, nn.Module]]:
+        """The models that one fit yields, by name."""
+        yield "main", model
+
+    def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+        """AdamW; the head has its own learning rate; no weight decay on vectors (biases, norms, gates)."""
+        groups = parameter_groups(model, settings)
+        betas = (settings.beta1, settings.beta2)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.epsilon, fused=True)
+
+    def loss(self, model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
+        """The scalar to minimise; default: the model's own loss."""
+        return model(**batch).loss
+
+    def on_step(self, model: nn.Module, step: int, ctx: Context) -> None:
+        """Before the first micro-batch of optimizer step `step` (0 included): sample a rank, a mask, a layer set."""
+
+    def on_gradients(self, model: nn.Module, step: int, ctx: Context) -> None:
+        """After the last backward of a step and before clipping."""
+
+    def on_update(self, model: nn.Module, step: int, ctx: Context) -> None:
+        """After the optimizer's update number `step`: masks, proximal steps, rank reallocation."""
+
+    def on_epoch(self, model: nn.Module, epoch: int, ctx: Context) -> None:
+        """At the end of an epoch."""
+
+    def eligible(self, step: int, ctx: Context) -> bool:
+        """May the checkpoint after `step` updates be selected? (Not while a sparsity ramp still runs.)"""
+        return True
+
+    def measure(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
+        """What only the method knows (sparsity reached, rank profile); plain JSON."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors outside the model's parameters and buffers that must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Freeze everything except the task head (see the roles table for what counts as head)."""
+    heads = head_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in heads)
+
+
+def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters: (backbone, head) x (decayed matrices, undecayed vectors)."""
+    heads = head_names(model)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in heads, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": settings.head_lr if is_head else settings.lr,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (is_head, decays), parameters in groups.items()
+    ]

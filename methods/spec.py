@@ -1,0 +1,91 @@
+"""Words that a method's `Config` and `traits` may use. Torch-free, so that configuration stays fast."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
+"""Roles of the linear maps that an adapter may target (see `methods/roles.py`)."""
+MASK_SCOPES = ("row", "layer", "global")
+"""Which weights compete for being kept: those of one output, of one matrix, or all prunable ones."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. Its message is the one sentence that the user sees (exit code 2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a method needs and promises; the compatibility matrix and the contract suite are derived from it.
+
+    A `Config` may define `adjust(self, traits) -> Traits` when its values change what holds.
+    """
+
+    families: tuple[str, ...] = ("encoder", "decoder")
+    """Model families that the method works on: `encoder`, `decoder`."""
+    moe: bool = True
+    """Works on models whose experts are fused three-dimensional parameters."""
+    trains: bool = True
+    """Fits parameters on training rows; False = evaluate or compress only, so a fresh head would stay random."""
+    trains_head_only: bool = False
+    """The backbone is never changed."""
+    biases: bool = False
+    """Needs a backbone that has bias parameters."""
+    exact_at_init: bool = True
+    """`prepare` leaves the logits unchanged (to 1e-5 in float32)."""
+    folds: bool = True
+    """`finalize` returns a stock transformers model with the same logits."""
+    gradients: bool = True
+    """Needs backward passes."""
+    randomness: tuple[str, ...] = ()
+    """What the method's own random draws touch: `init`, `data`, `calibration`, `mask`; empty = deterministic."""
+    sparse: bool = False
+    """Leaves exact zeros in the finalized weights."""
+    budget_multiplier: float = 1.0
+    """How many times the budget's examples the technique needs by nature."""
+
+
+def choice(key: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a `value` outside `allowed`, with one sentence that names the key."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise UserError(f"{key}={value} is not allowed; allowed: {', '.join(allowed)}")
+
+
+def number(
+    key: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Refuse a non-finite `value` or one outside the interval from `low` to `high` (ends included unless open)."""
+    inside = math.isfinite(value) and low <= value <= high
+    if inside and not (open_low and value == low) and not (open_high and value == high):
+        return
+    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    raise UserError(f"{key}={value} is out of range; allowed: a number in {left}{low:g}, {high:g}{right}")
+
+
+def linear_roles(key: str, values: Iterable[str]) -> None:
+    """Refuse a list of target roles that is empty or holds another word than `LINEAR_ROLES`."""
+    values = list(values)
+    if not values:
+        raise UserError(f"{key}=[] targets nothing; give at least one of: {', '.join(LINEAR_ROLES)}")
+    for value in values:
+        choice(key, value, LINEAR_ROLES)
+
+
+def nm_pattern(key: str, value: str) -> tuple[int, int] | None:
+    """(N, M) of a pattern like `2:4` (N kept of each M consecutive inputs), None for `unstructured`; refuse all else."""
+    if value == "unstructured":
+        return None
+    kept, colon, group = value.partition(":")
+    if not (colon and kept.isdecimal() and group.isdecimal() and 0 < int(kept) < int(group)):
+        raise UserError(f"{key}={value} is not allowed; allowed: unstructured, or N:M with 0 < N < M such as 2:4")
+    return int(kept), int(group)
+
+
+def mask_shape(sparsity: float, scope: str, pattern: str) -> None:
+    """Refuse a sparsity outside [0, 1), an unknown comparison scope or pattern, and a sparsity that contradicts N:M."""
+    number("method.sparsity", sparsity, 0, 1, open_high=True)
+    choice("method.scope", scope, MASK_SCOPES)
+    nm = nm_pattern("method.pattern", pattern)
+    if nm and not math.isclose(sparsity, 1 - nm[0] / nm[1]):
+        raise UserError(f"method.sparsity={sparsity} contradicts method.pattern={pattern}; give method.sparsity={1 - nm[0] / nm[1]:g}")

@@ -1,0 +1,91 @@
+"""What a task is: rows with their provenance, an encoding for training, and an evaluation."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tasks.spec import TaskConfig
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head a task needs on top of the backbone; a causal language-modelling task has none."""
+
+    num_labels: int
+    problem_type: str
+    """`single_label_classification` or `regression`."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split as it was found, with what a record needs to name it exactly."""
+
+    data: Dataset
+    source: str
+    """Kind of place: `folder`, `assets` or `hub`."""
+    dataset: str
+    split: str
+    revision: str
+    """Hub commit, wheel name and version, or `local:<file>`."""
+    sha256: str
+    """Hash of the content (columns and values), the same wherever the rows came from."""
+    official: bool | None = None
+    """Whether the number of rows is the published one; None where it is not known."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the record keeps of these rows."""
+        return {
+            "dataset": self.dataset, "split": self.split, "rows": len(self.data),
+            "source": self.source, "revision": self.revision, "sha256": self.sha256, "official": self.official,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a forward pass is made: batch size in rows, device, and the autocast dtype or None."""
+
+    batch: int = 32
+    device: str = "cpu"
+    autocast: torch.dtype | None = None
+
+
+@dataclass
+class Evaluation:
+    """Metrics (plain floats) and one entry per example in each column of `predictions`.
+
+    `predictions` always has `example` (a hash of the document) and `score` (per-example contribution: 1/0 for
+    accuracy, squared error for regression, mean negative log-likelihood in nats for perplexity); other columns
+    are `label`, `prediction`, log-likelihoods, token counts.
+    """
+
+    metrics: dict[str, float]
+    primary: str
+    higher_is_better: bool
+    predictions: dict[str, list] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A dataset with one evaluation protocol. Knows nothing of methods."""
+
+    head: Head | None = None
+
+    def __init__(self, config: TaskConfig, sources: Any) -> None:
+        self.config = config
+        self.sources = sources
+
+    @abstractmethod
+    def splits(self) -> dict[str, Rows]:
+        """Rows by role: `train` and `selection` where the protocol has them, always `evaluation`. Cached."""
+
+    @abstractmethod
+    def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        """Training examples of a split: `input_ids`, `attention_mask`, `labels` (lists or numbers, not padded)."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, options: EvalOptions) -> Evaluation:
+        """Measure the model (in eval mode, no gradients) on the rows of a split."""

@@ -1,0 +1,17 @@
+"""From a task's configuration to the task."""
+
+from typing import Any
+
+from tasks.base import Task
+from tasks.choice import Choice
+from tasks.classification import Classification
+from tasks.perplexity import Perplexity
+from tasks.spec import KINDS, TaskConfig
+
+TASKS: dict[str, type[Task]] = {"classification": Classification, "choice": Choice, "perplexity": Perplexity}
+assert TASKS.keys() == KINDS.keys()
+
+
+def build(config: TaskConfig, sources: Any) -> Task:
+    """The task of `config.kind`; `sources.rows(dataset, split)` gives its rows (see `tasks/sources.py`)."""
+    return TASKS[config.kind](config, sources)

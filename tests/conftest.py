@@ -1,0 +1,48 @@
+"""Fixtures that name real data and models; a test that needs what is not there skips with the reason."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _folder(path: Path, what: str) -> Path:
+    if not path.is_dir():
+        pytest.skip(f"{what} is not on this machine: {path.name} is absent (see README, 'Tests on real data')")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A local data folder in hub columns (PAREBENCH_TEST_DATA, else ../shared/data)."""
+    return _folder(Path(os.environ.get("PAREBENCH_TEST_DATA", ROOT.parent / "shared" / "data")), "the local data folder")
+
+
+@pytest.fixture(scope="session")
+def shared_models(shared_data: Path) -> Path:
+    """Small real models beside the data folder."""
+    return _folder(shared_data.parent / "models", "the local models folder")
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The prefetched assets (PAREBENCH_ASSETS, else assets/)."""
+    return _folder(Path(os.environ.get("PAREBENCH_ASSETS", ROOT / "assets")), "the assets folder (`parebench-prefetch quickstart`)")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir(assets: Path) -> Path:
+    """all-MiniLM-L6-v2 as a model folder."""
+    from harness.assets import model_folder
+
+    return _folder(model_folder("minilm", assets) or assets / "minilm", "MiniLM")
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(assets: Path) -> Path:
+    """SmolLM2-135M-Instruct, dequantised, as a model folder."""
+    from harness.assets import model_folder
+
+    return _folder(model_folder("smollm2_135m", assets) or assets / "smollm2_135m", "SmolLM2")

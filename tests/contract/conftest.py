@@ -1,0 +1,100 @@
+"""Which (method, tiny model) pairs run, and one shared trial per pair.
+
+Every method meets one encoder and one decoder; a method whose sources differ from `verified.json` (written by
+`make contract-all`) meets every tiny model that it claims.
+"""
+
+import json
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from harness.compat import incompatible
+from harness.compose import compose
+from harness.registry import files
+from harness.resolve import Resolved, resolve
+from harness.sourcetexts import sources
+from tests.contract.toy import write_toy_data
+from tests.contract.trial import Trial
+
+VERIFIED = Path(__file__).with_name("verified.json")
+CONF = Path(__file__).resolve().parents[2] / "conf"
+REPRESENTATIVES = ("tiny_bert", "tiny_llama", "tiny_gpt2")
+"""One encoder and, per method, the first of these decoders that it can run on."""
+
+
+def tiny_models() -> list[str]:
+    """All from-config models."""
+    return sorted(p.stem for p in (CONF / "model").glob("tiny_*.yaml"))
+
+
+@cache
+def resolved(group: str, name: str) -> Resolved:
+    """The checked configuration with one method or one model chosen."""
+    return resolve(OmegaConf.create(compose([f"{group}={name}", "recipe.lr=1e-3"])))
+
+
+def reason(method: str, model: str) -> str | None:
+    """Why the pair is refused on the task that the method is tried on, or None."""
+    base = resolved("method", method)
+    task = resolved("task", "glue/sst2" if base.traits.trains else "wikitext2").cell.task
+    task = replace(task, **({"context": 32} if hasattr(task, "context") else {"max_length": 32}))
+    return incompatible(replace(base, cell=replace(base.cell, model=resolved("model", model).cell.model, task=task)))
+
+
+def pairs() -> list[tuple[str, str]]:
+    """The pairs of this run."""
+    verified = json.loads(VERIFIED.read_text()) if VERIFIED.exists() else {}
+    everything = os.environ.get("PAREBENCH_CONTRACT") == "all"
+    chosen = []
+    for method in sorted(files()):
+        full = everything or verified.get(method) != sources(method)
+        able = [model for model in tiny_models() if reason(method, model) is None]
+        chosen += [(method, m) for m in (able if full else _representatives(able))]
+    return chosen
+
+
+def _representatives(able: list[str]) -> list[str]:
+    encoders = [m for m in REPRESENTATIVES[:1] if m in able]
+    decoders = [m for m in REPRESENTATIVES[1:] if m in able][:1]
+    return encoders + decoders
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "trial" in metafunc.fixturenames:
+        chosen = pairs()
+        params = [pytest.param(p, id="-".join(p), marks=pytest.mark.xdist_group(p[1])) for p in chosen]
+        metafunc.parametrize("trial", params, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_data(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def trials(tmp_path_factory: pytest.TempPathFactory, toy_data: Path):
+    """A cache of trials, so that pairs can be compared with each other."""
+    cache: dict[tuple[str, str], Trial] = {}
+
+    def get(method: str, model: str) -> Trial:
+        if (method, model) not in cache:
+            cache[method, model] = Trial(method, model, tmp_path_factory.mktemp(f"{method}-{model}"), toy_data)
+        return cache[method, model]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def trial(request: pytest.FixtureRequest, trials) -> Trial:
+    return trials(*request.param)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """After a green full product, note the sources that it covered."""
+    if os.environ.get("PAREBENCH_CONTRACT") == "all" and exitstatus == 0 and not hasattr(session.config, "workerinput"):
+        VERIFIED.write_text(json.dumps({m: sources(m) for m in sorted(files())}, indent=1) + "\n")

@@ -1,0 +1,181 @@
+"""What every method owes, on every tiny model that it claims. Exceptions are declared in traits, never skipped here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from harness import cell as spine
+from harness import guard
+from harness.seeding import seed_everything
+from tests.contract.trial import STEPS, Trial, content, observe, snapshot, stable, tensors_of
+
+SCALE = 1e-5
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference relative to the size of `b`."""
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-6)).item()
+
+
+def test_logits_are_unchanged_at_initialisation_where_promised(trial: Trial) -> None:
+    seen = trial.observed
+    changed = close(seen.logits_prepared, seen.logits_loaded)
+    assert changed <= SCALE if trial.traits.exact_at_init else changed > SCALE
+
+
+def test_only_declared_parameters_change(trial: Trial) -> None:
+    seen = trial.observed
+    changed = {n for n, tensor in seen.fitted.items() if not torch.equal(tensor, seen.prepared[n])}
+    assert changed <= seen.trainable
+    assert bool(changed) == trial.traits.trains
+
+
+def test_resume_after_two_steps_equals_four_steps_bit_for_bit(trial: Trial) -> None:
+    straight, resumed = tensors_of(trial.straight), tensors_of(trial.resumed)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert stable(trial.record(trial.straight)) == stable(trial.record(trial.resumed))
+
+
+def test_finalize_keeps_the_logits(trial: Trial) -> None:
+    assert close(trial.observed.logits_final, trial.observed.logits_fitted) <= SCALE
+
+
+def test_finalized_model_is_a_stock_class(trial: Trial) -> None:
+    final = trial.observed.final
+    assert getattr(transformers, type(final).__name__) is type(final)
+    assert not [n for n, _ in final.named_modules() if "lora" in n or "base_layer" in n]
+
+
+def test_counts_equal_an_independent_recount(trial: Trial) -> None:
+    costs = trial.record(trial.straight).costs
+    tensors = tensors_of(trial.straight)
+    assert costs["nonzero"]["all"]["total"] == sum(t.numel() for t in tensors.values())
+    assert costs["nonzero"]["all"]["nonzero"] == sum(int((t != 0).sum()) for t in tensors.values())
+    seen = trial.observed
+    assert costs["parameters"]["trainable"] == sum(seen.prepared[n].numel() for n in seen.trainable)
+
+
+def test_sparsity_is_real_where_promised(trial: Trial) -> None:
+    prunable = trial.record(trial.straight).costs["nonzero"]["prunable"]
+    share = 1 - prunable["nonzero"] / prunable["total"]
+    assert share == pytest.approx(0.5, abs=0.01) if trial.traits.sparse else share < 0.01
+
+
+def test_initialisation_depends_on_the_seed_alone(trial: Trial) -> None:
+    again = observe(trial.container("observed-again"), before_prepare=7)
+    assert content(again.prepared) == content(trial.observed.prepared)
+    assert content(again.fitted) == content(trial.observed.fitted)
+
+
+def test_another_seed_changes_what_the_traits_say(trial: Trial) -> None:
+    bench = spine.set_up(trial.container("other-seed", "seed=1"))
+    heads = spine.models.head_names(bench.model)
+    seed_everything(1, "prepare")
+    model = bench.method.prepare(bench.model, bench.ctx)
+    names = spine.models.head_names(model)
+    mine = {n: t for n, t in snapshot(model).items() if n not in names}
+    first = {n: t for n, t in trial.observed.prepared.items() if n not in names}
+    draws = {"init", "mask"} & set(trial.traits.randomness)
+    assert (content(mine) != content(first)) == bool(draws)
+    assert bool(heads) == trial.traits.trains
+
+
+def test_bfloat16_runs(trial: Trial) -> None:
+    folder = trial.run("bf16", "precision=bfloat16", f"budget.examples={16 * 2}")
+    floats = [t for t in tensors_of(folder).values() if t.is_floating_point()]
+    assert {t.dtype for t in floats} == {torch.bfloat16}
+    assert all(torch.isfinite(t).all() for t in floats)
+
+
+def test_nan_is_a_typed_failure_and_never_a_number(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = spine.models.load
+
+    def poisoned(*args, **kwargs):
+        model, tokenizer, info = load(*args, **kwargs)
+        model.get_input_embeddings().register_forward_hook(lambda module, args, out: out * float("nan"))
+        return model, tokenizer, info
+
+    monkeypatch.setattr(spine.models, "load", poisoned)
+    container = trial.container("nan")
+    with pytest.raises(guard.Diverged):
+        spine.run_cell(container)
+    assert not list((trial.root / "nan").glob("*/unsealed.json"))
+
+
+def test_every_method_sees_the_same_head_rows_and_order(trial: Trial, trials) -> None:
+    if trial.form == "text":
+        assert set(trial.observed.splits) == {"evaluation"}
+        return
+    reference = trials("full_ft", trial.model).observed
+    seen = trial.observed
+    assert (seen.head, seen.splits) == (reference.head, reference.splits)
+    assert seen.order == reference.order[: len(seen.order)]
+    assert len(reference.order) == STEPS
+
+
+@pytest.mark.parametrize("allowed", [True, False], ids=["eligible", "not-eligible"])
+def test_a_checkpoint_that_is_not_eligible_is_never_selected(trial: Trial, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.9, 0.1])
+    extra = ("task.selection=heldout", "budget.evaluations=2") if trial.form == "classification" else ()
+    bench = spine.set_up(trial.container(f"eligible-{allowed}", *extra))
+    if trial.form == "text" or not _uses_trainer(trial):
+        assert bench.ctx.selection == {}
+        return
+    listener = spine.CellContext.__module__
+    monkeypatch.setattr(f"{listener}.PhaseListener.selection_metric", lambda self, model, step: next(scores))
+    if not allowed:
+        monkeypatch.setattr(bench.method, "eligible", lambda step, ctx: step == STEPS)
+    seed_everything(0, "prepare")
+    bench.method.fit(bench.method.prepare(bench.model, bench.ctx), bench.ctx)
+    assert bench.ctx.selection["step"] == (2 if allowed else STEPS)
+
+
+def _uses_trainer(trial: Trial) -> bool:
+    return bool(trial.observed.order)
+
+
+def test_a_finished_phase_left_no_checkpoints_behind(trial: Trial) -> None:
+    assert (trial.straight / "record.json").exists()
+    assert not (trial.straight / "checkpoints").exists()
+
+
+RELOADER = """
+import json, sys, torch, transformers
+from pathlib import Path
+from safetensors.torch import load_file
+transformers.logging.set_verbosity_error()
+for line in sys.stdin:
+    folder = Path(line.strip())
+    model = folder / "model"
+    name = json.loads((model / "config.json").read_text())["architectures"][0]
+    loaded = getattr(transformers, name).from_pretrained(model, dtype="auto").eval()
+    probe = load_file(folder / "model.probe.safetensors")
+    with torch.inference_mode():
+        logits = loaded(input_ids=probe["input_ids"], attention_mask=torch.ones_like(probe["input_ids"])).logits
+    print("difference", (logits.float() - probe["logits"]).abs().max().item(), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def reloader():
+    """One process that knows nothing of parebench and reloads every export of this session."""
+    process = subprocess.Popen([sys.executable, "-c", RELOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def difference(folder: Path) -> float:
+        process.stdin.write(f"{folder}\n")
+        process.stdin.flush()
+        lines = iter(process.stdout.readline, "")
+        return float(next(line for line in lines if line.startswith("difference")).split()[1])
+
+    yield difference
+    process.stdin.close()
+    process.wait()
+
+
+def test_export_reloads_in_a_process_without_parebench(trial: Trial, reloader) -> None:
+    assert reloader(trial.straight) <= SCALE
