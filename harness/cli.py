@@ -20,16 +20,16 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import conf
 import sweeps
+from harness import usage
 from harness.nearmiss import unknown
+from harness.usage import options
 from methods.spec import UserError
 
 if TYPE_CHECKING:
     from harness.dispatch import Outcome
     from harness.plan import Planned
 
-CONF = Path(conf.__file__).parent
 MISTAKES = (HydraException, OmegaConfBaseException, UserError)
 GROUPS = ("method", "model", "task", "budget")
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -42,6 +42,9 @@ def main() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """`parebench` with these arguments; its exit code: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(usage.text())
+        return 0
     before = sys.argv
     command = Command()
     try:
@@ -141,8 +144,8 @@ def sentence(error: Exception, argv: Sequence[str] = ()) -> str:
 
 
 def _composition(line: str, argv: Sequence[str]) -> str:
-    if match := re.match(r"Could not (?:override|append to config) '([^']+)'|Could not override '([^']+)'", line):
-        return _unknown_key(match.group(1) or match.group(2), argv)
+    if match := re.match(r"Could not override '([^']+)'", line):
+        return _unknown_key(match.group(1), argv)
     if match := re.match(r"Ambiguous value for argument '([^']+)'", line):
         return f"{match.group(1)} names several values; type parebench -m to run each, or write a list as key=[a,b]"
     return f"{line}; type parebench --help for what is allowed"
@@ -177,13 +180,6 @@ def _missing(error: MissingConfigException) -> str:
         group, given = given.rsplit("/", 1)
         return unknown(f"hydra/{group}", given, error.options or ())
     return unknown(group if group != "sweeps" else "+sweeps", given.removesuffix(".yaml"), allowed)
-
-
-def options(group: str) -> list[str]:
-    """The names of a configuration group, `glue/sst2` for nested ones."""
-    if group == "sweeps":
-        return [file.stem for file in Path(sweeps.__file__).parent.glob("*.yaml")]
-    return [file.relative_to(CONF / group).with_suffix("").as_posix() for file in sorted((CONF / group).rglob("*.yaml"))]
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:

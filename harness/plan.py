@@ -68,8 +68,15 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> Planned:
     if reason := incompatible(resolved):
         return Planned(tuple(overrides), container, resolved, None, SKIPPED, reason)
     identity = identify(resolved)
-    finished = not resolved.run.force and Store(resolved.run.store).record(identity.cell) is not None
-    return Planned(tuple(overrides), container, resolved, identity, DONE if finished else RUN)
+    state = RUN if resolved.run.force or not _finished(resolved.run.store, identity.cell) else DONE
+    return Planned(tuple(overrides), container, resolved, identity, state)
+
+
+def _finished(store: str, cell: str) -> bool:
+    try:
+        return Store(store).record(cell) is not None
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def check_all(batch: Iterable[Sequence[str]], compose: Callable[[list[str]], DictConfig]) -> list[Planned]:

@@ -58,7 +58,7 @@ def resolve(cfg: DictConfig) -> Resolved:
     budget = build(BudgetConfig, values["budget"], "budget")
     names = {"task": task.name, "model": model.name, "budget": budget.name}
     recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
-    _check_micro_batch(run, recipe)
+    _check_run(run, recipe)
     cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins)
     return Resolved(cell, run, _folder(top.data_dir))
 
@@ -120,7 +120,9 @@ def _recipe(
     return build(Recipe, values, "recipe"), origins if traits.trains else {}
 
 
-def _check_micro_batch(run: RunConfig, recipe: Recipe) -> None:
+def _check_run(run: RunConfig, recipe: Recipe) -> None:
+    if Path(run.store).exists() and not Path(run.store).is_dir():
+        raise UserError(f"run.store={run.store} is a file; give the path of a folder, which is made where there is none")
     if run.micro_batch is not None and recipe.batch % run.micro_batch:
         raise UserError(f"run.micro_batch={run.micro_batch} does not divide recipe.batch={recipe.batch}; allowed: a divisor of it")
 

@@ -31,7 +31,7 @@ class PeftMethod(Method):
             wrapped.get_parameter(name).requires_grad_(True)
         return wrapped
 
-    def finalize(self, model: PeftModel, ctx: Context) -> nn.Module:
+    def finalize(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The stock model with every adapter merged in float32; all its parameters require gradients again."""
         for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
             merge_float32(layer)

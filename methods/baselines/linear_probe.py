@@ -127,7 +127,7 @@ def solve(head: nn.Module, features: Tensor, labels: Tensor, l2: float) -> Solut
     )  # fmt: skip
     optimizer.step(lambda: _objective(fitted, features, labels, l2))
     objective = _objective(fitted, features, labels, l2).item()
-    gradient = max(parameter.grad.abs().max().item() for parameter in parameters)
+    gradient = max(p.grad.abs().max().item() for p in parameters if p.grad is not None)
     return Solution([p.detach() for p in parameters], objective, gradient, optimizer.state[parameters[0]]["n_iter"])
 
 
@@ -139,7 +139,7 @@ def _objective(head: nn.Module, features: Tensor, labels: Tensor, l2: float) -> 
         loss = _loss(head(x.double()), y) / len(features)
         loss.backward()
         total += loss.detach()
-    penalty = 0.5 * l2 * sum(p.square().sum() for p in head.parameters() if p.ndim == 2)
+    penalty = 0.5 * l2 * torch.stack([p.square().sum() for p in head.parameters() if p.ndim == 2]).sum()
     penalty.backward()
     return total + penalty.detach()
 

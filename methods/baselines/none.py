@@ -17,6 +17,10 @@ class NoMethod(Method):
 
     traits = Traits(families=("decoder",), trains=False, gradients=False)
 
+    def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """Nothing requires gradients."""
+        return model.requires_grad_(False)
+
     def fit(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The model as it is."""
         return model

@@ -65,7 +65,7 @@ def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Ten
 def kth_largest(tensors: list[Tensor], k: int) -> float:
     """The k-th largest (k >= 1) of all entries, exactly: bisection over the ordered bit patterns of float32 (or float64)."""
     integer, floating = (torch.int64, torch.float64) if any(t.dtype == torch.float64 for t in tensors) else (torch.int32, torch.float32)
-    high = torch.tensor(torch.inf, dtype=floating).view(integer).item()
+    high = int(torch.tensor(torch.inf, dtype=floating).view(integer).item())
     low = -high - 1
     while low < high:
         middle = (low + high + 1) // 2

@@ -27,14 +27,19 @@ class MaskedMethod(Method):
         raise NotImplementedError
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """Zero the weights that lose, keep the masks in buffers and mask the gradients before they are clipped."""
+        """Zero the weights that lose, keep the masks in buffers and mask the gradients before they are clipped.
+
+        Without `retrain` nothing requires gradients.
+        """
+        model.requires_grad_(self.config.retrain)
         weights = prunable_parameters(model)
         self.zeros_before = _zeros(weights)
         self.hooks = []
         for name, mask in self.masks(model, ctx):
             module, parameter = _owner(model, name)
             module.register_buffer(parameter + SUFFIX, mask)
-            self.hooks.append(weights[name].register_hook(_masking(module, parameter)))
+            if self.config.retrain:
+                self.hooks.append(weights[name].register_hook(_masking(module, parameter)))
         apply_masks(model)
         return model
 
@@ -51,7 +56,7 @@ class MaskedMethod(Method):
         for hook in self.hooks:
             hook.remove()
         for module, name, _ in list(masked(model)):
-            del module._buffers[name + SUFFIX]
+            delattr(module, name + SUFFIX)
         return model
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
@@ -94,21 +99,22 @@ class MaskedMethod(Method):
 def masked(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """(module, parameter name, mask) of every masked parameter."""
     for module in model.modules():
-        for name in list(module._parameters):
-            if name + SUFFIX in module._buffers:
-                yield module, name, module._buffers[name + SUFFIX]
+        buffers = dict(module.named_buffers(recurse=False))
+        for name, _ in module.named_parameters(recurse=False):
+            if name + SUFFIX in buffers:
+                yield module, name, buffers[name + SUFFIX]
 
 
 @torch.no_grad()
 def apply_masks(model: nn.Module) -> None:
     """W <- W * M in place. A NaN stays a NaN, so that divergence is seen."""
     for module, name, mask in masked(model):
-        module._parameters[name].mul_(mask)
+        module.get_parameter(name).mul_(mask)
 
 
 def _masking(module: nn.Module, parameter: str) -> Callable[[Tensor], Tensor]:
     """A gradient hook that looks its mask up, so that it follows the module to another device."""
-    return lambda gradient: gradient * module._buffers[parameter + SUFFIX]
+    return lambda gradient: gradient * module.get_buffer(parameter + SUFFIX)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 
 from harness.cli import run
+from harness.plan import check
 
 DECODER = "model=tiny_llama"
 ENCODER = "model=tiny_bert"
@@ -82,6 +84,26 @@ def test_a_bad_cell_of_a_grid_is_named_and_none_starts(elsewhere: Path, capsys: 
     err = capsys.readouterr().err
     assert "seed=x" in err and "method.r=4" in err and "no cell was started" in err
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_store_that_is_a_file_is_refused(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (elsewhere / "file").touch()
+    line = ["model=tiny_llama", "method=none", "task=wikitext2", "task.context=64"]
+    assert run([*line, "run.store=file"]) == 2
+    assert "run.store=file is a file" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(shared_data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["model=tiny_bert", "method=full_ft", f"data_dir={shared_data}", "run.assets=assets"]
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        cell = check(hydra.compose("config", overrides=line)).cell
+    folder = elsewhere / "runs" / cell
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{")
+    assert run(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"runs/{cell}/record.json is damaged" in err and "run.force=true" in err
 
 
 def _cut(source: Path, target: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from omegaconf import DictConfig
 
 from harness import compat, recipes, registry
-from harness.cli import options, register_sweeps, sentence
+from harness.cli import register_sweeps, run, sentence
 from harness.recipes import parse
 from harness.resolve import resolve
 from harness.typed import build
+from harness.usage import options
 from methods.spec import UserError, choice
 
 TINY = sorted(name for name in options("model") if name.startswith("tiny_"))
@@ -228,3 +229,10 @@ def test_the_command_line_answers_without_torch(arguments: list[str]) -> None:
 
 def test_a_sentence_is_one_line() -> None:
     assert sentence(UserError("first\nsecond")) == "first"
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in (*registry.files(), "minilm", "glue/sst2", "smoke", "quickstart"):
+        assert name in out

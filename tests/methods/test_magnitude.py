@@ -121,6 +121,14 @@ def test_zeros_stay_zero_under_adamw_and_the_rest_trains(name: str, kind: type[M
     assert m.measure(model, ctx)["sparsity"] == 0.5
 
 
+def test_without_retraining_nothing_is_trained() -> None:
+    m = method(retrain=False)
+    model, ctx = prepared(m, build("tiny_llama", classify=False))
+    before = snapshot(model)
+    m.fit(model, ctx)
+    assert ctx.phases == [] and changed(model, before) == set()
+
+
 def test_weights_revived_by_an_optimizer_are_zero_again() -> None:
     """Momentum from before the mask would move masked weights; `on_update` must undo it, and must not hide a NaN."""
     m = method()
@@ -137,16 +145,18 @@ def test_weights_revived_by_an_optimizer_are_zero_again() -> None:
     assert weight[pattern].isnan().all()
 
 
+@pytest.mark.parametrize("retrain", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_finalize_leaves_a_stock_model(name: str) -> None:
+def test_finalize_leaves_a_stock_model(name: str, retrain: bool) -> None:
     stock = build(name, classify=False) if name != "tiny_bert" else build(name)
     keys, kind = list(stock.state_dict()), type(stock)
-    m = method(retrain=False)
+    m = method(retrain=retrain)
     model, ctx = prepared(m, stock)
     assert set(model.state_dict()) - set(keys)
+    assert {p.requires_grad for p in model.parameters()} == {retrain}
     expected = logits(model)
-    final = m.finalize(m.fit(model, ctx), ctx)
-    assert ctx.phases == []
+    assert m.fit(model, FakeContext(m, [])) is model
+    final = m.finalize(model, ctx)
     assert type(final) is kind and list(final.state_dict()) == keys
     assert torch.equal(logits(final), expected)
     for weight in prunable_parameters(final).values():
