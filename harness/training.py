@@ -85,8 +85,9 @@ class HostTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The method's loss on a micro-batch."""
-        return self.method.loss(model, inputs, self.ctx)
+        """The method's loss on a micro-batch; autocast covers this call alone, so the model itself is never wrapped."""
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.plan.autocast):
+            return self.method.loss(model, inputs, self.ctx)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; after the last of a step the method sees the gradients before they are clipped."""
@@ -261,7 +262,6 @@ def _arguments(plan: PhasePlan) -> TrainingArguments:
         max_grad_norm=recipe.max_grad_norm,
         seed=plan.seed,
         data_seed=plan.seed,
-        bf16=plan.autocast,
         use_cpu=plan.device == "cpu",
         logging_steps=max(1, min(10, plan.steps // 10)),
         logging_nan_inf_filter=False,

@@ -126,7 +126,7 @@ def test_a_cell_stops_when_its_dispatcher_is_killed(helper: Path) -> None:
 
 def _sweep(tmp_path: Path, data: Path, *overrides: str) -> int:
     where = [f"run.store={tmp_path / 'runs'}", f"run.assets={tmp_path / 'assets'}", f"data_dir={data}", "run.device=cpu"]
-    return run(["-m", "model=tiny_bert", "task=demo/sst2", "task.limit=8", "budget=smoke", *where, *overrides])
+    return run(["-m", "model=tiny_bert", "task=demo/sst2", "task.limit=8", "budget=smoke", "precision=float32", *where, *overrides])
 
 
 def test_a_sweep_runs_skips_and_reports_each_cell_once(tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
