@@ -28,6 +28,9 @@ from methods.spec import UserError
 
 FORMATS = {"md": formats.markdown, "csv": formats.csv_text, "latex": formats.latex, "html": page, "terminal": formats.plain}
 
+LAST = "last"
+"""The variant under which the unselected last checkpoint is recorded; tables leave it out unless asked."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code: 0, or 2 after one sentence on what the user gave wrong."""
@@ -79,12 +82,15 @@ def _command(
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument(sweep, **({} if sweep.startswith("-") else {"nargs": "?"}), help="name of a sweep; default: all records")
     command.add_argument("--store", type=Path, default=Path("runs"), help="folder of the records (default: runs)")
+    command.add_argument("--variants", action="store_true", help="show every variant, the last checkpoint beside the selected one too")
     command.set_defaults(run=run)
     return command
 
 
 def _build(options: argparse.Namespace) -> Table:
     frame = load(options.store, options.sweep)
+    if not options.variants:
+        frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
     name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
     return table(frame, options.store, layout(name))

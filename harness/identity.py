@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import sourcetexts
 from harness.config import ModelConfig
-from harness.resolve import Resolved
+from harness.resolve import Resolved, steps
 from harness.typed import plain
 from harness.weights import fingerprint
 from tasks.datasets import DATASETS
@@ -47,7 +47,7 @@ def identify(resolved: Resolved) -> Identity:
 
 
 def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> dict[str, Any]:
-    """Plain JSON of the cell half. Keys that cannot matter are left out: the recipe of a cell that does not train, a moot seed."""
+    """Plain JSON of the cell half. Keys that cannot matter are left out: the recipe of a cell without optimizer steps, a moot seed."""
     cell, traits = resolved.cell, resolved.traits
     half: dict[str, Any] = {
         "method": {"name": cell.method, **plain(cell.method_config)},
@@ -57,7 +57,7 @@ def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> di
         "budget": plain(cell.budget),
         "precision": cell.precision,
     }
-    if traits.trains:
+    if steps(traits):
         half["recipe"] = plain(cell.recipe)
     if not deterministic(resolved):
         half["seed"] = cell.seed

@@ -89,8 +89,9 @@ class Record:
 
 def from_json(data: dict[str, Any]) -> Record:
     """A record from its JSON; raises `TypeError` on a schema this version does not know."""
-    if data.get("schema") != SCHEMA:
-        raise TypeError(f"record schema {data.get('schema')} is not {SCHEMA}")
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise TypeError(f"record schema {schema} is not {SCHEMA}")
     results = [Result(**r) for r in data["results"]]
     phases = [Phase(**p) for p in data["phases"]]
     return Record(**{**data, "results": results, "phases": phases})

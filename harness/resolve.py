@@ -21,7 +21,7 @@ from tasks.spec import KINDS
 BLOCKS = ("method", "model", "task", "budget", "recipe", "run")
 TOP = (*BLOCKS, "seed", "precision", "data_dir", "table")
 UNTRAINED = {"lr": 0.0}
-"""The learning rate of a cell that does not train; its recipe is no part of its identity."""
+"""The learning rate of a cell without optimizer steps; its recipe is no part of its identity."""
 
 
 @dataclass
@@ -112,12 +112,17 @@ def _recipe(
         if key not in recipes.VALUES:
             raise UserError(unknown("recipe.", str(key), recipes.VALUES, sign=""))
     values, origins = recipes.resolve(matchers, names, overrides)
-    if not traits.trains:
+    if not steps(traits):
         values = UNTRAINED | values
     elif "lr" not in values:
         where = f"task {names['task']}, model {names['model']}, budget {names['budget']}"
         raise UserError(f"method {slug} has no learning rate for {where}; give recipe.lr=<number> or a recipe in conf/method/{slug}.yaml")
-    return build(Recipe, values, "recipe"), origins if traits.trains else {}
+    return build(Recipe, values, "recipe"), origins if steps(traits) else {}
+
+
+def steps(traits: Traits) -> bool:
+    """Whether the recipe matters: a method that fits parameters by optimizer steps."""
+    return traits.trains and traits.gradients
 
 
 def _check_run(run: RunConfig, recipe: Recipe) -> None:

@@ -1,0 +1,67 @@
+"""The services a method is given: what is computed once, which rows come in which order, what is metered."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import cell as spine
+from harness.compose import compose
+from tests.contract.toy import write_toy_data
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> spine.Bench:
+    data = write_toy_data(tmp_path_factory.mktemp("toy"))
+    store = tmp_path_factory.mktemp("store")
+    where = [f"data_dir={data}", f"run.store={store}", "run.eval_batch=16", "run.device=cpu"]
+    return spine.set_up(compose(["method=full_ft", "model=tiny_bert", "task=glue/sst2", "budget.examples=48", *where]))
+
+
+def test_once_computes_tensors_and_json_once(bench: spine.Bench) -> None:
+    calls: list[str] = []
+
+    def tensors() -> dict[str, torch.Tensor]:
+        calls.append("tensors")
+        return {"basis": torch.eye(2)}
+
+    def plain() -> list[int]:
+        calls.append("plain")
+        return [1, 2]
+
+    for _ in range(2):
+        assert torch.equal(bench.ctx.once("basis", tensors)["basis"], torch.eye(2))
+        assert bench.ctx.once("ranks", plain) == [1, 2]
+    assert calls == ["tensors", "plain"]
+
+
+def test_a_damaged_value_is_computed_again(bench: spine.Bench) -> None:
+    assert bench.ctx.once("rank", lambda: 3) == 3
+    (bench.folder / "once" / "rank" / "value.json").write_text("")
+    assert bench.ctx.once("rank", lambda: 4) == 4
+
+
+def test_batches_are_a_fixed_order_within_the_budget_and_are_counted(bench: spine.Bench) -> None:
+    with bench.ctx.phase("calibrate"):
+        first = [batch["input_ids"] for batch in bench.ctx.batches("train")]
+    again = [batch["input_ids"] for batch in bench.ctx.batches("train", 20)]
+    assert sum(len(ids) for ids in first) == 48
+    assert [len(ids) for ids in again] == [16, 4]
+    assert torch.equal(first[0], again[0])
+    phase = bench.ctx.phases[-1]
+    assert (phase.name, phase.examples, phase.steps) == ("calibrate", 48, 0)
+    assert phase.tokens == sum(int(b["attention_mask"].sum()) for b in bench.ctx.batches("train"))
+
+
+def test_a_share_of_the_budget_is_a_share_of_the_steps(bench: spine.Bench) -> None:
+    batch = bench.cell.recipe.batch
+    assert bench.ctx.steps(1.0) == round(48 / batch)
+    assert bench.ctx.steps(10.0) == round(480 / batch)
+    assert bench.ctx.steps(0.0) == 1
+
+
+def test_named_generators_do_not_depend_on_earlier_draws(bench: spine.Bench) -> None:
+    draws = torch.rand(3, generator=bench.ctx.generator("mask"))
+    torch.rand(5)
+    assert torch.equal(draws, torch.rand(3, generator=bench.ctx.generator("mask")))
+    assert not torch.equal(draws, torch.rand(3, generator=bench.ctx.generator("init")))
