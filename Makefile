@@ -1,5 +1,6 @@
 VENV ?= .venv
 PYTHON ?= python3
+DATA ?= ../shared/data
 BIN := $(VENV)/bin
 
 .PHONY: install quickstart test contract-all accept lint clean
@@ -25,6 +26,11 @@ contract-all: install
 	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist loadgroup tests/contract
 
 accept: install
+	$(BIN)/parebench -m +sweeps=first_table data_dir=$(DATA) hydra.launcher.workers=2
+	$(BIN)/parebench -m +sweeps=first_lm data_dir=$(DATA) hydra.launcher.workers=2
+	rm -rf sweeps/results/first_table sweeps/results/first_lm
+	$(BIN)/parebench-report export-records first_table --out sweeps/results/first_table
+	$(BIN)/parebench-report export-records first_lm --out sweeps/results/first_lm
 	$(BIN)/python -m pytest -m accept
 
 lint: install

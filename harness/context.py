@@ -166,9 +166,7 @@ class CellContext:
 
     def _close(self, name: str, progress: Progress, meter: PeakMeter) -> None:
         seconds = progress.seconds or meter.seconds
-        self.phases.append(
-            Phase(name, progress.steps, progress.examples, progress.tokens, seconds, meter.peak_rss, meter.peak_device)
-        )
+        self.phases.append(Phase(name, progress.steps, progress.examples, progress.tokens, seconds, meter.peak_rss, meter.peak_device))
 
     def _write_final(self, folder: Path, model: nn.Module) -> None:
         write_state(folder, model, self.method)

@@ -93,10 +93,13 @@ class Method:
         yield "main", model
 
     def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-        """AdamW; the head has its own learning rate; no weight decay on vectors (biases, norms, gates)."""
-        groups = parameter_groups(model, settings)
+        """AdamW over `groups`."""
         betas = (settings.beta1, settings.beta2)
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.epsilon, fused=True)
+        return torch.optim.AdamW(self.groups(model, settings), lr=settings.lr, betas=betas, eps=settings.epsilon, fused=True)
+
+    def groups(self, model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+        """Optimizer groups: the head has its own learning rate; no weight decay on vectors (biases, norms, gates)."""
+        return parameter_groups(model, settings)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
         """The scalar to minimise; default: the model's own loss."""

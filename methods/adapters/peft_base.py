@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from methods.base import Context, Method, TrainSettings, parameter_groups
+from methods.base import Context, Method
 from methods.roles import head_names, role_names, weight_is_transposed
 
 
@@ -36,15 +36,6 @@ class PeftMethod(Method):
         for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
             merge_float32(layer)
         return model.unload().requires_grad_(True)
-
-    def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-        """AdamW over `groups`."""
-        betas = (settings.beta1, settings.beta2)
-        return torch.optim.AdamW(self.groups(model, settings), lr=settings.lr, betas=betas, eps=settings.epsilon)
-
-    def groups(self, model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-        """Optimizer groups; the interface's by default."""
-        return parameter_groups(model, settings)
 
 
 def target_modules(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:

@@ -113,9 +113,7 @@ def simulated(rng, label, effect, seeds, n, difficulty, seed_sd, noise=0.3):
     """Scores = effect + difficulty of the example + seed effect + noise: the components of variance are known."""
     shared = effect + difficulty
     names = [f"e{i}" for i in range(n)]
-    frames = {
-        s: pd.DataFrame({"example": names, "score": shared + rng.normal(0, seed_sd) + rng.normal(0, noise, n)}) for s in range(seeds)
-    }
+    frames = {s: pd.DataFrame({"example": names, "score": shared + rng.normal(0, seed_sd) + rng.normal(0, noise, n)}) for s in range(seeds)}
     return stats.sample(label, "score", frames)
 
 
@@ -129,9 +127,7 @@ def coverage(seeds, seed_sd, rows=6, trials=150, n=120, effect=0.05):
     rng = np.random.default_rng([seeds, rows])
     inside = 0
     for _ in range(trials):
-        column = [
-            simulated(rng, str(i), effect * (i == 0), seeds, n, rng.normal(0, 0.2, n), seed_sd) for i in range(rows)
-        ]
+        column = [simulated(rng, str(i), effect * (i == 0), seeds, n, rng.normal(0, 0.2, n), seed_sd) for i in range(rows)]
         found = stats.compare(column[0], column[1], stats.pooled_seed_variance(column))
         inside += found.low <= effect <= found.high
     return inside / trials

@@ -22,7 +22,7 @@ def write_toy_data(folder: Path) -> Path:
 
 def _sentences(draws: random.Random, n: int) -> dict[str, list]:
     labels = [draws.randrange(2) for _ in range(n)]
-    words = [draws.choices(FILLER, k=4) + [draws.choice(GOOD if label else BAD)] for label in labels]
+    words = [[*draws.choices(FILLER, k=4), draws.choice(GOOD if label else BAD)] for label in labels]
     return {"sentence": [" ".join(draws.sample(w, len(w))) for w in words], "label": labels, "idx": list(range(n))}
 
 

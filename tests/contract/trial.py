@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,11 +97,8 @@ class Trial:
     def resumed(self) -> Path:
         """The same run, stopped after two steps and started again."""
         container = self.container("resumed")
-        with stopping_after(2):
-            try:
-                spine.run_cell(container)
-            except guard.Interrupted:
-                pass
+        with stopping_after(2), suppress(guard.Interrupted):
+            spine.run_cell(container)
         return self.run("resumed")
 
     def record(self, folder: Path) -> Record:
@@ -128,9 +125,7 @@ def observe(container: dict[str, Any], before_prepare: int = 0) -> Observed:
     model = bench.method.fit(model, bench.ctx)
     fitted_logits, fitted = probe_logits(model), snapshot(model)
     final = bench.method.finalize(model, bench.ctx)
-    return Observed(
-        loaded, prepared_logits, fitted_logits, probe_logits(final), prepared, fitted, trainable, head, splits, order, final
-    )
+    return Observed(loaded, prepared_logits, fitted_logits, probe_logits(final), prepared, fitted, trainable, head, splits, order, final)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """The services a method is given: what is computed once, which rows come in which order, what is metered."""
 
-from pathlib import Path
-
 import pytest
 import torch
 

@@ -46,7 +46,15 @@ def test_tasks_know_nothing_of_methods(path: Path) -> None:
 def test_analysis_reads_records_only(path: Path) -> None:
     assert not {n for n in imported(path) if n.split(".")[0] in ("torch", "transformers", "peft", "tasks")}
     harness = {n for n in imported(path) if n.startswith("harness")}
-    assert harness <= {"harness", "harness.store", "harness.record", "harness.registry", "harness.params", "harness.nearmiss", "harness.cli"}
+    assert harness <= {
+        "harness",
+        "harness.store",
+        "harness.record",
+        "harness.registry",
+        "harness.params",
+        "harness.nearmiss",
+        "harness.cli",
+    }
 
 
 @pytest.mark.parametrize("path", files("harness"), ids=lambda p: str(p.relative_to(ROOT)))

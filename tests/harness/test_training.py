@@ -62,8 +62,8 @@ def model() -> nn.Module:
 
 def trainer(folder: Path, net: nn.Module, method: Method | None = None, micro: int = 8, **changes) -> training.HostTrainer:
     """A host for `STEPS` steps of 8 rows, with a checkpoint every 2."""
-    values = dict(lr=1e-3, head_lr=None, batch=8, epochs=1.0, schedule="linear", warmup=0.1, weight_decay=0.01)
-    recipe = Recipe(**(values | dict(max_grad_norm=0.5, beta1=0.9, beta2=0.999, epsilon=1e-8) | changes))
+    values = {"lr": 1e-3, "head_lr": None, "batch": 8, "epochs": 1.0, "schedule": "linear", "warmup": 0.1, "weight_decay": 0.01}
+    recipe = Recipe(**(values | {"max_grad_norm": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8} | changes))
     ctx = SimpleNamespace(settings=training.settings_of(recipe))
     plan = training.PhasePlan("main", folder, STEPS, recipe, micro, "cpu", False, 3, 2, ())
     seed_everything(0, "train")
