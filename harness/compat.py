@@ -8,19 +8,10 @@ from harness.resolve import Resolved
 from methods.spec import Traits
 from tasks.spec import ClassificationConfig, PerplexityConfig
 
-WITHOUT_BIASES = frozenset({"llama", "mistral", "gemma", "qwen3", "mixtral", "olmoe"})
-"""`model_type` of backbones without bias parameters; `methods/roles.py` imports torch, and a test compares with real modules."""
-
 
 def incompatible(cell: Resolved) -> str | None:
     """The first reason why this cell is impossible, as the end of a sentence; None if it can run."""
     return next(_reasons(cell), None)
-
-
-def has_biases(model: ModelConfig) -> bool:
-    """Whether the backbone has bias parameters."""
-    architecture = model.architecture
-    return bool(architecture.get("attention_bias")) or architecture["model_type"] not in WITHOUT_BIASES
 
 
 def is_moe(model: ModelConfig) -> bool:
@@ -45,7 +36,7 @@ def _length_reasons(model: ModelConfig, task: Any) -> Iterator[str]:
 def _model_reasons(method: str, traits: Traits, model: ModelConfig) -> Iterator[str]:
     if model.family not in traits.families:
         yield f"{method} works on {' and '.join(traits.families)} models and {model.name} is of family {model.family}"
-    if traits.biases and not has_biases(model):
+    if traits.biases and not model.biases:
         yield f"{method} needs bias parameters and {model.name} has none"
     if not traits.moe and is_moe(model):
         yield f"{method} does not work on fused experts and {model.name} is a mixture of experts"

@@ -28,6 +28,8 @@ class ModelConfig:
     name: str
     family: str
     """`encoder` or `decoder`; decides with the method's traits what is compatible."""
+    biases: bool
+    """Whether the backbone has bias parameters (a test compares it with the architecture)."""
     source: str
     """`hub`, `assets`, `folder` or `config` (random weights from `architecture`)."""
     id: str | None

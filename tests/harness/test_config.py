@@ -185,7 +185,7 @@ def test_the_table_of_bias_free_backbones_and_experts_agrees_with_the_modules(na
     with torch.device("meta"):
         backbone = AutoModel.from_config(AutoConfig.for_model(**model.architecture))
     names = [n for n, _ in backbone.named_parameters() if "norm" not in n.lower() and "ln_" not in n]
-    assert any(n.endswith(("bias", "bias_k")) for n in names) == compat.has_biases(model)
+    assert any(n.endswith(("bias", "bias_k")) for n in names) == model.biases
     assert any("experts" in n for n in names) == compat.is_moe(model)
 
 
