@@ -46,16 +46,17 @@ def reason(method: str, model: str) -> str | None:
     return incompatible(replace(base, cell=replace(base.cell, model=resolved("model", model).cell.model, task=task)))
 
 
-def pairs() -> list[tuple[str, str]]:
+@cache
+def pairs() -> tuple[tuple[str, str], ...]:
     """The pairs of this run."""
     verified = json.loads(VERIFIED.read_text()) if VERIFIED.exists() else {}
     everything = os.environ.get("PAREBENCH_CONTRACT") == "all"
-    chosen = []
+    chosen: list[tuple[str, str]] = []
     for method in sorted(files()):
         full = everything or verified.get(method) != sources(method)
         able = [model for model in tiny_models() if reason(method, model) is None]
         chosen += [(method, m) for m in (able if full else _representatives(able))]
-    return chosen
+    return tuple(chosen)
 
 
 def _representatives(able: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import transformers
 from harness import cell as spine
 from harness import guard
 from harness.seeding import seed_everything
-from tests.contract.trial import STEPS, Trial, content, observe, snapshot, stable, tensors_of
+from tests.contract.trial import STEPS, Trial, content, prepared, snapshot, stable, tensors_of
 
 SCALE = 1e-5
 
@@ -67,9 +67,7 @@ def test_sparsity_is_real_where_promised(trial: Trial) -> None:
 
 
 def test_initialisation_depends_on_the_seed_alone(trial: Trial) -> None:
-    again = observe(trial.container("observed-again"), before_prepare=7)
-    assert content(again.prepared) == content(trial.observed.prepared)
-    assert content(again.fitted) == content(trial.observed.fitted)
+    assert content(prepared(trial.container("prepared-again"), drawn=7)) == content(trial.observed.prepared)
 
 
 def test_another_seed_changes_what_the_traits_say(trial: Trial) -> None:

@@ -64,11 +64,17 @@ class Trial:
         self.traits = resolve(OmegaConf.create(compose([f"method={method}", "recipe.lr=1e-3"]))).traits
         self.form = "classification" if self.traits.trains else "text"
 
-    def container(self, store: str, *extra: str) -> dict[str, Any]:
-        """The resolved configuration of this pair as a plain dict."""
-        run = [f"run.store={self.root / store}", "run.keep_model=true", "run.eval_batch=16", "run.device=cpu"]
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """The resolved configuration of this pair; composed once, since composing costs more than a tiny cell."""
+        run = ["run.keep_model=true", "run.eval_batch=16", "run.device=cpu"]
         short = [f"budget.examples={16 * STEPS}", "recipe.batch=16", "recipe.lr=1e-3", "budget=smoke"]
-        return compose([f"method={self.method}", f"model={self.model}", f"data_dir={self.data}", *TASKS[self.form], *short, *run, *extra])
+        return compose([f"method={self.method}", f"model={self.model}", f"data_dir={self.data}", *TASKS[self.form], *short, *run])
+
+    def container(self, store: str, *extra: str) -> dict[str, Any]:
+        """The configuration with a store of its own and `key=value` changes."""
+        cfg = OmegaConf.merge(self.base, OmegaConf.from_dotlist([f"run.store={self.root / store}", *extra]))
+        return OmegaConf.to_container(cfg)
 
     def run(self, store: str, *extra: str) -> Path:
         """Run and seal a cell in this process; its folder."""
@@ -108,10 +114,17 @@ class Trial:
         return record
 
 
-def observe(container: dict[str, Any], before_prepare: int = 0) -> Observed:
-    """One life; `before_prepare` random numbers are drawn first, which must not matter."""
+def prepared(container: dict[str, Any], drawn: int = 0) -> dict[str, Tensor]:
+    """All parameters after `prepare`; `drawn` random numbers are drawn first, which must not matter."""
     bench = spine.set_up(container)
-    torch.rand(before_prepare)
+    torch.rand(drawn)
+    seed_everything(bench.cell.seed, "prepare")
+    return snapshot(bench.method.prepare(bench.model, bench.ctx))
+
+
+def observe(container: dict[str, Any]) -> Observed:
+    """One life, looked at from stage to stage."""
+    bench = spine.set_up(container)
     order: list[str] = []
     _spy_on_order(bench.method, order)
     heads = spine.models.head_names(bench.model)
