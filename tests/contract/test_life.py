@@ -34,6 +34,17 @@ def test_only_declared_parameters_change(trial: Trial) -> None:
     assert bool(changed) == trial.traits.trains
 
 
+def test_the_whole_task_head_trains(trial: Trial) -> None:
+    """A fresh head that stays random, or a pooler left frozen under it, spoils every comparison."""
+    seen = trial.observed
+    if trial.traits.trains_head_only:
+        assert seen.trainable <= seen.heads
+    else:
+        assert seen.heads <= seen.trainable
+    moved = {n for n in seen.heads & seen.trainable if not torch.equal(seen.fitted[n], seen.prepared[n])}
+    assert moved == seen.heads & seen.trainable
+
+
 def test_resume_after_two_steps_equals_four_steps_bit_for_bit(trial: Trial) -> None:
     straight, resumed = tensors_of(trial.straight), tensors_of(trial.resumed)
     assert straight.keys() == resumed.keys()

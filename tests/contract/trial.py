@@ -49,6 +49,8 @@ class Observed:
     prepared: dict[str, Tensor]
     fitted: dict[str, Tensor]
     trainable: set[str]
+    heads: set[str]
+    """Names of the task head's parameters in the prepared model."""
     head: str
     splits: dict[str, str]
     order: list[str] = field(default_factory=list)
@@ -133,12 +135,15 @@ def observe(container: dict[str, Any]) -> Observed:
     loaded = probe_logits(bench.model)
     seed_everything(bench.cell.seed, "prepare")
     model = bench.method.prepare(bench.model, bench.ctx)
-    prepared_logits, prepared = probe_logits(model), snapshot(model)
+    prepared_logits, start = probe_logits(model), snapshot(model)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    head_after = spine.models.head_names(model)
     model = bench.method.fit(model, bench.ctx)
     fitted_logits, fitted = probe_logits(model), snapshot(model)
     final = bench.method.finalize(model, bench.ctx)
-    return Observed(loaded, prepared_logits, fitted_logits, probe_logits(final), prepared, fitted, trainable, head, splits, order, final)
+    return Observed(
+        loaded, prepared_logits, fitted_logits, probe_logits(final), start, fitted, trainable, head_after, head, splits, order, final
+    )
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
