@@ -20,10 +20,10 @@ quickstart: install
 	$(BIN)/parebench-report page quickstart
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not accept and not bench"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not accept and not bench"
 
 contract-all: install
-	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist loadgroup tests/contract
+	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 tests/contract
 
 accept: install
 	$(BIN)/parebench -m +sweeps=first_table data_dir=$(DATA) hydra.launcher.workers=2

@@ -48,5 +48,7 @@ def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any) ->
         yield f"task {task.name} needs a language model and {model.name} is an encoder; use a model of family decoder"
     if fresh_head and not traits.trains:
         yield f"the task needs a trained head; {method} does not train here, so use a method that does or another task"
+    if fresh_head and not model.classifier:
+        yield f"transformers has no sequence classifier for {model.name}; use another model, or a task without a head"
     if not fresh_head and traits.trains:
         yield f"{method} trains and task {task.name} has no training form; use a classification task or a method that does not train"

@@ -30,6 +30,8 @@ class ModelConfig:
     """`encoder` or `decoder`; decides with the method's traits what is compatible."""
     biases: bool
     """Whether the backbone has bias parameters (a test compares it with the architecture)."""
+    classifier: bool
+    """Whether transformers ships a sequence classifier for it (a test compares it with the library)."""
     source: str
     """`hub`, `assets`, `folder` or `config` (random weights from `architecture`)."""
     id: str | None

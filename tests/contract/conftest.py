@@ -68,8 +68,7 @@ def _representatives(able: list[str]) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trial" in metafunc.fixturenames:
         chosen = pairs()
-        params = [pytest.param(p, id="-".join(p), marks=pytest.mark.xdist_group(p[1])) for p in chosen]
-        metafunc.parametrize("trial", params, indirect=True, scope="session")
+        metafunc.parametrize("trial", chosen, ids=["-".join(p) for p in chosen], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -177,9 +177,9 @@ def test_a_missing_key_is_named_unless_it_has_a_default() -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_table_of_bias_free_backbones_and_experts_agrees_with_the_modules(name: str) -> None:
+def test_what_the_yaml_says_of_biases_experts_and_classifiers_agrees_with_the_modules(name: str) -> None:
     torch = pytest.importorskip("torch")
-    from transformers import AutoConfig, AutoModel
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, AutoModel
 
     model = resolve(composed("method=full_ft", f"model={name}", "task=glue/sst2")).cell.model
     with torch.device("meta"):
@@ -187,6 +187,7 @@ def test_the_table_of_bias_free_backbones_and_experts_agrees_with_the_modules(na
     names = [n for n, _ in backbone.named_parameters() if "norm" not in n.lower() and "ln_" not in n]
     assert any(n.endswith(("bias", "bias_k")) for n in names) == model.biases
     assert any("experts" in n for n in names) == compat.is_moe(model)
+    assert (type(backbone.config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) == model.classifier
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from methods.spec import Traits
 from tasks.spec import ChoiceConfig, ClassificationConfig, PerplexityConfig
 
 WEIGHTS, DATA = "sha256:00", {"train": "sha256:11", "validation": "sha256:22"}
-MODEL = ModelConfig("m", "encoder", True, "folder", "some/path", None, 512, "a note", {"model_type": "bert"})
+MODEL = ModelConfig("m", "encoder", True, True, "folder", "some/path", None, 512, "a note", {"model_type": "bert"})
 TASK = ClassificationConfig("glue/sst2", "classification", "glue/sst2", "accuracy", "official", "heldout", 128, None, 1)
 BUDGET = BudgetConfig("short", 19200, 5)
 RECIPE = Recipe(5e-4, None, 32, 3.0, "linear", 0.06, 0.01, 1.0, 0.9, 0.999, 1e-8)
