@@ -102,7 +102,8 @@ def _table(options: argparse.Namespace) -> None:
     if options.out:
         _write(options.out, FORMATS[kind](built))
     elif kind == "terminal":
-        Console().print(formats.terminal(built))
+        shown = formats.terminal(built)
+        Console(width=max(Console().width, formats.natural_width(shown))).print(shown)
     else:
         sys.stdout.write(FORMATS[kind](built))
 
@@ -126,6 +127,8 @@ def _write(path: Path, text: str) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     frame = load(options.store, options.sweep)
+    if not options.variants:
+        frame = frame[frame["variant"] != LAST]
     known = sorted(set(frame["column"].dropna()))
     if options.protocol not in (None, *known):
         raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")

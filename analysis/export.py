@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,11 +21,15 @@ def export_records(store: Path, sweep: str | None, out: Path) -> int:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give an empty or new folder: --out <folder>")
     source, target = Store(store), Store(out)
-    records = [record for record in source.records() if sweep in (None, record.sweep)]
+    members = source.members(sweep) if sweep else set()
+    try:
+        records = [record for record in source.records() if sweep in (None, record.sweep) or record.cell in members]
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not records:
         raise UserError(f"{store} has no records{f' of sweep {sweep}' if sweep else ''} to export")
     for record in records:
-        _copy(record, source, target)
+        _copy(replace(record, sweep=sweep or record.sweep), source, target)
     failures = [path.parent for path in sorted(store.glob("*/outcome.json")) if not (path.parent / "record.json").exists()]
     kept = [folder for folder in failures if sweep in (None, _sweep(folder))]
     for folder in kept:

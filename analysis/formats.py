@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE
 from rich.console import Console, Group
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -225,8 +226,14 @@ def _rich(block: Block) -> RichTable:
     return shown
 
 
+def natural_width(shown: Group) -> int:
+    """Columns that the widest table of `terminal(...)` needs: with fewer, rich cuts numbers and drops the methods' names."""
+    wide = Console(width=10_000)
+    return max((Measurement.get(wide, wide.options, part).maximum for part in shown.renderables if isinstance(part, RichTable)), default=0)
+
+
 def plain(table: Table, width: int = 160) -> str:
     """The terminal form as text, for a file."""
-    out = io.StringIO()
-    Console(width=width, file=out, force_terminal=False).print(terminal(table))
+    out, shown = io.StringIO(), terminal(table)
+    Console(width=max(width, natural_width(shown)), file=out, force_terminal=False).print(shown)
     return out.getvalue()

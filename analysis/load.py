@@ -19,7 +19,7 @@ DONE = "done"
 
 
 def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
-    """All records of `store` (of one `sweep`), sorted by model, label, protocol and seed.
+    """All records of `store` (of one `sweep`: run for it, or asked for by it and already there), sorted by model, label, protocol and seed.
 
     Columns: `cell`, `status` (`done`, else the class of the failure, with its last line in `reason`), `sweep`, `seed`, `method`,
     `label`, `model`, `task`, `budget`, `precision`, `method.<key>`, `recipe.<key>`, `protocol`, `column` (see `_columns`), `variant`,
@@ -32,7 +32,13 @@ def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
     if not store.is_dir():
         raise UserError(f"there is no store {store}; give the folder of the records: --store <folder>")
     damaged: list[str] = []
-    rows = [row for folder in _cells(store) for row in _read(Store(store), folder.name, damaged) if sweep in (None, row["sweep"])]
+    members = Store(store).members(sweep) if sweep else set()
+    rows = [
+        row
+        for folder in _cells(store)
+        for row in _read(Store(store), folder.name, damaged)
+        if sweep in (None, row["sweep"]) or row["cell"] in members
+    ]
     if not any(row["status"] == DONE for row in rows):
         wanted = f" of sweep {sweep}" if sweep else ""
         raise UserError(f"{store} has no finished cells{wanted}; run `parebench -m +sweeps=<name>` first or give another --store")
@@ -63,7 +69,7 @@ def _read(store: Store, cell: str, damaged: list[str]) -> list[dict[str, Any]]:
     try:
         record = store.record(cell)
         return [_row(record, result) for result in record.results] if record else [_failure(store.folder(cell))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged and was not read: %s", store.folder(cell), error)
         damaged.append(cell)
         return []

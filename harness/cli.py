@@ -100,6 +100,7 @@ class Command:
         except UserError as error:
             self.mistake = error
             return None
+        plan.join([planned])
         self.single = planned, dispatch.run(planned)
         return self.single[1]
 

@@ -8,6 +8,7 @@ from methods.spec import UserError, choice, number
 
 PRECISIONS = ("float32", "bf16_autocast", "bfloat16")
 SCHEDULES = ("linear", "cosine", "constant")
+SWEEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -131,6 +132,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
             raise UserError(f"run.device={self.device} is not allowed; allowed: auto, cpu, cuda, cuda:<n>")
+        if self.sweep is not None and not SWEEP.fullmatch(self.sweep):
+            raise UserError(f"run.sweep={self.sweep} is not allowed; allowed: letters, digits, '.', '_' and '-' (it names files)")
         number("run.eval_batch", self.eval_batch, 1)
         number("run.checkpoint_steps", self.checkpoint_steps, 1)
         if self.threads is not None:

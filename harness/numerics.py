@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from harness.record import NUMERICS
+from methods.spec import UserError
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "parebench")
 
@@ -21,7 +22,10 @@ def numerics(device: str, precision: str) -> dict[str, Any]:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` becomes the first accelerator or the CPU."""
+    """`auto` becomes the first accelerator or the CPU; `UserError` for an accelerator that is not there."""
+    there = torch.cuda.device_count()
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= there:
+        raise UserError(f"run.device={device} is not on this machine, which has {there} CUDA devices; give run.device=auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

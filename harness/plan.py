@@ -13,6 +13,7 @@ from harness.compat import incompatible
 from harness.identity import Identity, identify
 from harness.resolve import Resolved, resolve, without_hydra
 from harness.store import Store
+from harness.weights import local_folder
 from methods.spec import UserError
 
 MISTAKES = (HydraException, OmegaConfBaseException, UserError)
@@ -69,6 +70,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> Planned:
         return Planned(tuple(overrides), container, resolved, None, SKIPPED, reason)
     identity = identify(resolved)
     state = RUN if resolved.run.force or not _finished(resolved.run.store, identity.cell) else DONE
+    if state == RUN and resolved.cell.model.source == "assets":
+        local_folder(resolved.cell.model, resolved.run.assets, resolved.data_dir)  # refused here, not in every cell's process
     return Planned(tuple(overrides), container, resolved, identity, state)
 
 
@@ -93,6 +96,13 @@ def check_all(batch: Iterable[Sequence[str]], compose: Callable[[list[str]], Dic
         seen.add(one.cell)
         planned.append(one)
     return planned
+
+
+def join(cells: Iterable[Planned]) -> None:
+    """Note which sweep asked for these cells, done ones too: a table of the sweep then shows records that an earlier run made."""
+    for cell in cells:
+        if cell.cell and cell.resolved.run.sweep:
+            Store(cell.resolved.run.store).join(cell.resolved.run.sweep, [cell.cell])
 
 
 def changed(overrides: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """From a composed configuration to the typed cell and run: everything a user can get wrong is refused here, without torch."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,16 +127,34 @@ def steps(traits: Traits) -> bool:
 
 
 def _check_run(run: RunConfig, recipe: Recipe) -> None:
-    if Path(run.store).exists() and not Path(run.store).is_dir():
-        raise UserError(f"run.store={run.store} is a file; give the path of a folder, which is made where there is none")
+    if problem := _unusable(run.store):
+        raise UserError(f"run.store={run.store} {problem}; give the path of a folder that is yours, which is made where there is none")
     if run.micro_batch is not None and recipe.batch % run.micro_batch:
         raise UserError(f"run.micro_batch={run.micro_batch} does not divide recipe.batch={recipe.batch}; allowed: a divisor of it")
+
+
+def _unusable(store: str) -> str | None:
+    """Why no cell could be written under `store`: a file on the way, or no right to write."""
+    try:
+        there = next(path for path in (Path(store), *Path(store).absolute().parents) if path.exists())
+        if not there.is_dir():
+            return "is a file" if there == Path(store) else f"lies under the file {there}"
+        return None if os.access(there, os.W_OK | os.X_OK) else f"cannot be written ({there})"
+    except OSError as error:
+        return f"cannot be used ({error.strerror})"
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _folder(data_dir: str | None) -> Path | None:
     if data_dir is None:
         return None
     path = Path(data_dir).expanduser()
-    if not path.is_dir():
+    if not data_dir or not _is_dir(path):
         raise UserError(f"data_dir={data_dir} is no folder; give the path of a folder of datasets in hub columns, or data_dir=null")
     return path

@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_atomically` of sorted, indented JSON; NaN and infinities are refused (`ValueError`)."""
     write_atomically(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+SWEEPS = ".sweeps"
 
 
 class Store:
@@ -49,6 +52,17 @@ class Store:
     def write(self, record: Record) -> None:
         """Write the record; the last act of a cell."""
         write_json(self.folder(record.cell) / "record.json", record.to_json())
+
+    def join(self, sweep: str, cells: Iterable[str]) -> None:
+        """Note that cells belong to a sweep, whichever sweep ran them first."""
+        for cell in cells:
+            target = self.root / SWEEPS / sweep / cell
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+
+    def members(self, sweep: str) -> set[str]:
+        """The cells that `join` noted."""
+        return {path.name for path in (self.root / SWEEPS / sweep).glob("*")}
 
     def records(self) -> Iterator[Record]:
         """All finished cells, in the order of their ids."""

@@ -12,6 +12,8 @@ from methods.spec import UserError
 
 ORDER = "a local folder (model.source=folder model.id=<path>), the prefetched assets (parebench-prefetch), the hub by pinned revision"
 CACHE = ".sha256.json"
+DECISIVE = (".safetensors", ".json", ".txt", ".model", ".jinja")
+"""What from_pretrained reads: the same weights under another configuration or tokenizer are another model."""
 
 
 def fingerprint(config: ModelConfig, assets: Path | str, data_dir: Path | str | None) -> str:
@@ -54,9 +56,9 @@ def identifier(config: ModelConfig) -> str:
 
 
 def content_hash(folder: Path, cache: Path) -> str:
-    """sha256 over the names and contents of a folder's safetensors files; `UserError` where it has none."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    """sha256 over the names and contents of a folder's weights, configuration and tokenizer; `UserError` where it has no safetensors."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in DECISIVE)
+    if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder} has no *.safetensors file; save the model there with save_pretrained (pickled weights are not read)")
     return _digest([[file.name, file_sha256(file, cache)] for file in files])
 

@@ -1,12 +1,16 @@
 """Inside the process of one cell: its log, its threads, the signals that ask it to stop, its exit code."""
 
+import fcntl
 import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from methods.spec import UserError
 
 DONE, REFUSED, ERROR, DIVERGED, OUT_OF_MEMORY, INTERRUPTED = 0, 2, 3, 4, 5, 75
 """Exit codes of a cell's process; `OUT_OF_MEMORY` = an allocation failed with a typed error."""
+LOCK = "lock"
+"""File of a cell's folder that its running process locks, so that two dispatchers never write one cell."""
 ORPHAN_GRACE = 60.0
 """Seconds that a cell without its dispatcher has to save and stop by itself."""
 
@@ -34,7 +40,7 @@ def entry(call: str, arguments: tuple[Any, ...], log: Path, threads: int) -> Non
     """
     _redirect(log)
     _listen()
-    code = _guarded(call, arguments, threads)
+    code = _guarded(call, arguments, log.parent, threads)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
@@ -55,14 +61,15 @@ def seal(folder: Path, device: str, keep_model: bool) -> None:
     seal_cell(folder, resolve_device(device), keep_model)
 
 
-def _guarded(call: str, arguments: tuple[Any, ...], threads: int) -> int:
+def _guarded(call: str, arguments: tuple[Any, ...], folder: Path, threads: int) -> int:
     try:
         importlib.import_module("harness.warm")  # the server's preload swallows an ImportError; here it is seen
         import torch
 
         torch.set_num_threads(threads)
         module, function = call.split(":")
-        getattr(importlib.import_module(module), function)(*arguments)
+        with _alone(folder):
+            getattr(importlib.import_module(module), function)(*arguments)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED
@@ -70,6 +77,26 @@ def _guarded(call: str, arguments: tuple[Any, ...], threads: int) -> int:
         traceback.print_exc()
         return _exit_code(error)
     return DONE
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the cell's lock, which the kernel frees however this process ends; an orphan is waited for, another owner refused."""
+    with (folder / LOCK).open("w") as file:
+        until = time.monotonic() + ORPHAN_GRACE + 5
+        while not _locked(file.fileno()):
+            if time.monotonic() > until or stop_requested():
+                raise UserError(f"cell {folder.name} is running in another process; wait for it, or give another run.store")
+            time.sleep(0.5)
+        yield
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _exit_code(error: BaseException) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from methods.spec import UserError, choice, number
+from tasks.datasets import DATASETS
 
 SELECTIONS = ("last", "heldout", "dev_best")
 
@@ -10,6 +11,12 @@ SELECTIONS = ("last", "heldout", "dev_best")
 def rows_suffix(limit: int | None) -> str:
     """The part of a protocol id that names a prefix of the rows: `[:300]`, or nothing for all rows."""
     return "" if limit is None else f"[:{limit}]"
+
+
+def split_suffix(dataset: str, split: str) -> str:
+    """The part of a protocol id that names a split other than the one that papers report (test where there is one): `-train`."""
+    splits = DATASETS[dataset].splits if dataset in DATASETS else {}
+    return "" if split == ("test" if "test" in splits else "validation") else f"-{split}"
 
 
 def _limit(limit: int | None) -> None:
@@ -50,7 +57,7 @@ class ClassificationConfig:
 
     def protocol(self) -> str:
         """The protocol id under which the selected checkpoint is reported."""
-        name = self.name if self.rows == "official" else self.dataset.split("/")[-1]
+        name = self.dataset if self.rows == "official" else self.dataset.split("/")[-1]
         return f"{name}@{self.selection if self.rows == 'official' else self.rows}{rows_suffix(self.limit)}"
 
 
@@ -73,7 +80,7 @@ class ChoiceConfig:
 
     def protocol(self) -> str:
         """The protocol id: `piqa@loglikelihood[:300]`."""
-        return f"{self.name.split('/')[-1]}@loglikelihood{rows_suffix(self.limit)}"
+        return f"{self.dataset}{split_suffix(self.dataset, self.split)}@loglikelihood{rows_suffix(self.limit)}"
 
 
 @dataclass
@@ -96,7 +103,7 @@ class PerplexityConfig:
 
     def protocol(self) -> str:
         """The protocol id: `wikitext2@ppl-1024[:24]`."""
-        return f"{self.name}@ppl-{self.context}{rows_suffix(self.limit)}"
+        return f"{self.dataset}{split_suffix(self.dataset, self.split)}@ppl-{self.context}{rows_suffix(self.limit)}"
 
 
 TaskConfig = ClassificationConfig | ChoiceConfig | PerplexityConfig

@@ -55,6 +55,7 @@ class Grid(BasicSweeper):
         cells = plan.check_all(self.products(arguments), self._compose)
         todo = [list(cell.overrides) for cell in cells if cell.state == plan.RUN]
         summary.show_plan(cells)
+        plan.join(cells)
         if todo:
             self._save()
             self.launcher.launch(todo, initial_job_idx=0)
@@ -88,7 +89,10 @@ class Pool(Launcher):
         self.workers = workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `launch`."""
+        """Called by Hydra before `launch`; `UserError` for less than one worker."""
+        from methods.spec import number
+
+        number("hydra.launcher.workers", self.workers, 1)
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
