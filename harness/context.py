@@ -192,7 +192,8 @@ class PhaseListener(Listener):
         folder = resumable(plan.folder)
         step = int(folder.name.split("-")[1]) if folder else 0
         if self.file.exists():
-            lines = [json.loads(line) for line in self.file.read_text().splitlines()]
+            whole, _, _ = self.file.read_text().rpartition("\n")  # a kill may have torn the last line
+            lines = [json.loads(line) for line in whole.splitlines()]
             kept = [line for line in lines if line["phase"] != self.phase or line["step"] <= step]
             self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
 

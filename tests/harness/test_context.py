@@ -5,6 +5,8 @@ import torch
 
 from harness import cell as spine
 from harness.compose import compose
+from harness.context import PhaseListener
+from harness.cost import PeakMeter
 from tests.contract.toy import write_toy_data
 
 
@@ -63,3 +65,11 @@ def test_named_generators_do_not_depend_on_earlier_draws(bench: spine.Bench) -> 
     torch.rand(5)
     assert torch.equal(draws, torch.rand(3, generator=bench.ctx.generator("mask")))
     assert not torch.equal(draws, torch.rand(3, generator=bench.ctx.generator("init")))
+
+
+def test_a_resume_drops_lines_after_its_checkpoint_and_one_that_a_kill_has_torn(bench: spine.Bench) -> None:
+    history = bench.folder / "history.jsonl"
+    history.write_text('{"phase": "other", "step": 9}\n{"phase": "main", "step": 2}\n{"phase": "main", "st')
+    listener = PhaseListener(bench.ctx, "main", PeakMeter("cpu"), 0.0)
+    listener.rewind(bench.ctx._plan("main", 1.0, True, bench.folder / "checkpoints" / "main"))
+    assert history.read_text() == '{"phase": "other", "step": 9}\n'
