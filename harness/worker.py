@@ -69,7 +69,8 @@ def _guarded(call: str, arguments: tuple[Any, ...], folder: Path, threads: int) 
         torch.set_num_threads(threads)
         module, function = call.split(":")
         with _alone(folder):
-            getattr(importlib.import_module(module), function)(*arguments)
+            if not (folder / "record.json").exists():  # else another dispatcher was first while this one waited
+                getattr(importlib.import_module(module), function)(*arguments)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED

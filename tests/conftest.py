@@ -1,11 +1,21 @@
 """Fixtures that name real data and models; a test that needs what is not there skips with the reason."""
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_speak() -> None:
+    """Hydra's `job_logging: disabled` silences the root and every logger that exists; no test that reads log lines may depend on order."""
+    logging.root.setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith(("analysis", "harness")) and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 def _folder(path: Path, what: str) -> Path:

@@ -1,5 +1,6 @@
 """What every method owes, on every tiny model that it claims. Exceptions are declared in traits, never skipped here."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from harness import cell as spine
 from harness import guard
+from harness.checkpoint import trained_tensors
+from harness.registry import method_class
 from harness.seeding import seed_everything
 from tests.contract.trial import STEPS, Trial, content, prepared, snapshot, stable, tensors_of
 
@@ -19,6 +23,11 @@ SCALE = 1e-5
 def close(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference relative to the size of `b`."""
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-6)).item()
+
+
+def test_the_yaml_holds_exactly_the_keys_of_the_config(trial: Trial) -> None:
+    given = {key for key in trial.base["method"] if key not in ("name", "recipes")}
+    assert given == {field.name for field in dataclasses.fields(method_class(trial.method).Config)}
 
 
 def test_logits_are_unchanged_at_initialisation_where_promised(trial: Trial) -> None:
@@ -139,9 +148,21 @@ def test_a_checkpoint_that_is_not_eligible_is_never_selected(trial: Trial, allow
     monkeypatch.setattr(f"{listener}.PhaseListener.selection_metric", lambda self, model, step: next(scores))
     if not allowed:
         monkeypatch.setattr(bench.method, "eligible", lambda step, ctx: step == STEPS)
+    last: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(spine.Evaluator, "run", lambda self, model, variant: last.update(trained_tensors_copy(model)))
     seed_everything(0, "prepare")
-    bench.method.fit(bench.method.prepare(bench.model, bench.ctx), bench.ctx)
+    model = bench.method.fit(bench.method.prepare(bench.model, bench.ctx), bench.ctx)
     assert bench.ctx.selection["step"] == (2 if allowed else STEPS)
+    kept = trained_tensors_copy(model)
+    assert all(torch.equal(kept[name], last[name]) for name in last) == (not allowed)
+    if allowed:
+        best = load_file(bench.folder / "checkpoints" / "main" / "best-2" / "weights.safetensors")
+        assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def trained_tensors_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what training may have changed."""
+    return {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
 
 
 def _uses_trainer(trial: Trial) -> bool:
