@@ -57,7 +57,7 @@ def identifier(config: ModelConfig) -> str:
 
 def content_hash(folder: Path, cache: Path) -> str:
     """sha256 over the names and contents of a folder's weights, configuration and tokenizer; `UserError` where it has no safetensors."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in DECISIVE)
+    files = sorted(path for path in folder.iterdir() if path.suffix in DECISIVE and not path.name.startswith("."))
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder} has no *.safetensors file; save the model there with save_pretrained (pickled weights are not read)")
     return _digest([[file.name, file_sha256(file, cache)] for file in files])

@@ -307,12 +307,16 @@ def test_what_cannot_be_loaded_is_one_sentence(changes: dict[str, Any], message:
 def test_fingerprint_is_the_content_not_the_place(saved: Path, tmp_path: Path) -> None:
     assets = tmp_path / "assets"
     here = fingerprint(from_folder(saved), assets, None)
-    digest = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-    expected = hashlib.sha256(json.dumps([["model.safetensors", digest]]).encode()).hexdigest()
-    assert here == f"sha256:{expected}"
+    digests = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(saved.iterdir())]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {name for name, _ in digests}
+    assert here == f"sha256:{hashlib.sha256(json.dumps(digests).encode()).hexdigest()}"
     (tmp_path / "project" / "data").mkdir(parents=True)
     shutil.copytree(saved, tmp_path / "project" / "models" / "mine")
     assert fingerprint(model_config("tiny_llama", source="folder", id="mine"), assets, tmp_path / "project" / "data") == here
+    settings = (saved / "config.json").read_text()
+    (saved / "config.json").write_text(settings + "\n")
+    assert fingerprint(from_folder(saved), assets, None) != here
+    (saved / "config.json").write_text(settings)
     tensors = load_file(saved / "model.safetensors")
     tensors["model.norm.weight"][0] += 1e-3
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
