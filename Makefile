@@ -15,9 +15,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 quickstart: install
 	$(BIN)/parebench-prefetch quickstart
-	$(BIN)/parebench -m +sweeps=quickstart
-	$(BIN)/parebench-report table quickstart
-	$(BIN)/parebench-report page quickstart
+	$(BIN)/parebench -m +sweeps=quickstart; code=$$?; \
+	$(BIN)/parebench-report table quickstart && $(BIN)/parebench-report page quickstart && exit $$code
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not accept and not bench"

@@ -84,7 +84,6 @@ class Bench:
 
     def record(self, costs: dict[str, Any], measures: dict[str, Any], seconds: float) -> Record:
         """The finished cell's record, before the export is verified."""
-        earlier = sum(phase.seconds for phase in self.ctx.phases)
         return Record(
             schema=SCHEMA, cell=self.identity.cell, status="done", identity=self.identity.canonical,
             origins=self.cell.origins, sweep=self.run.sweep, seed=self.cell.seed,
@@ -92,7 +91,7 @@ class Bench:
             selection=self.ctx.selection, costs=costs, phases=self.ctx.phases, measures=measures,
             data={role: rows.describe() for role, rows in self.task.splits().items()} | {"weights": self.weights},
             numerics=numerics(self.device, self.cell.precision), sources=self.identity.sources,
-            seconds=max(seconds, earlier), attempts=len(list((self.folder / "attempts").glob("*.json"))),
+            seconds=seconds + self.ctx.earlier_seconds, attempts=len(list((self.folder / "attempts").glob("*.json"))),
         )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ class CellContext:
     selection: dict[str, Any] = field(default_factory=dict)
     optimizer_bytes: int = 0
     """Bytes of optimizer state at the end of the last training phase."""
+    earlier_seconds: float = 0.0
+    """Seconds of training that earlier attempts of this cell left in what was restored or resumed."""
 
     def __post_init__(self) -> None:
         self.seed = self.cell.seed
@@ -126,6 +128,7 @@ class CellContext:
             listener = PhaseListener(self, phase, meter, _earlier_seconds(folder))
             trainer = HostTrainer(model, self.method, self, plan, self.examples("train"), collator(self.tokenizer), listener)
             listener.rewind(plan)
+            self.earlier_seconds += listener.earlier
             progress = run_phase(trainer)
         self.optimizer_bytes = optimizer_state_bytes(trainer.optimizer.optimizer)
         progress.seconds = listener.seconds()
@@ -176,6 +179,7 @@ class CellContext:
     def _restore_notes(self, folder: Path) -> None:
         notes = json.loads((folder / "notes.json").read_text())
         self.phases.append(Phase(**notes["phase"]))
+        self.earlier_seconds += self.phases[-1].seconds
         self.selection, self.optimizer_bytes = notes["selection"], notes["optimizer_bytes"]
         self.evaluator.restore("last")
 
