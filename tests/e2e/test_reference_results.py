@@ -43,9 +43,10 @@ def test_fine_tuning_learns_and_beats_the_probe_by_more_than_can_be_missed(colum
     assert min(full, lora) - probe > smallest
 
 
-def test_magnitude_is_compared_with_full_fine_tuning_on_three_seeds(column: dict) -> None:
-    found = compare(column["magnitude"], column["full_ft"], pooled_seed_variance(list(column.values())))
-    assert found.low < found.value < found.high
+def test_retrained_magnitude_is_not_worse_than_full_fine_tuning_by_what_can_be_detected(column: dict) -> None:
+    pooled = pooled_seed_variance(list(column.values()))
+    found = compare(column["magnitude"], column["full_ft"], pooled)
+    assert found.low > -minimum_detectable_difference(list(column.values()), pooled)
     assert (found.seeds, found.examples) == (3, 872)
 
 
@@ -63,12 +64,12 @@ def test_pruning_half_of_smollm2_by_magnitude_triples_its_perplexity_at_least() 
     assert values["magnitude"] >= 3 * values["none"]
 
 
-def test_zero_shot_changes_have_an_interval() -> None:
+def test_zero_shot_accuracy_falls_with_an_interval_below_zero() -> None:
     frame = main_rows("first_lm")
     samples = Samples(frame, RESULTS / "first_lm")
     for column in ("piqa@loglikelihood[:300]", "arc_easy@loglikelihood[:300]", "hellaswag@loglikelihood[:300]"):
         labels = frame[frame["column"] == column].set_index("method")["label"]
         pruned, dense = (samples.get("smollm2_135m", column, labels[m]) for m in ("magnitude", "none"))
         found = compare(pruned, dense, None)
-        assert found.low <= found.value <= found.high
+        assert found.high < 0
         assert found.examples == 300
