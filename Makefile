@@ -3,7 +3,7 @@ PYTHON ?= python3
 DATA ?= ../shared/data
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test contract-all accept lint clean
+.PHONY: install quickstart test test-cluster test-ray contract-all accept bench lint clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,18 @@ quickstart: install
 	$(BIN)/parebench-report table quickstart && $(BIN)/parebench-report page quickstart && exit $$code
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not accept and not bench"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not accept and not bench and not cluster"
+
+# a real one-node SLURM; skips and says why where Debian's packages (root, apt-get) or submitit cannot be installed
+test-cluster: install
+	-tests/cluster/packages.sh
+	-$(BIN)/pip install --quiet $$(grep -E '^(submitit|cloudpickle)==' launchers.lock)
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_slurm.py
+
+# a real local Ray, before a release
+test-ray: install
+	$(BIN)/pip install --quiet -r requirements.lock -r launchers.lock
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_ray.py
 
 contract-all: install
 	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 tests/contract
@@ -31,6 +42,10 @@ accept: install
 	$(BIN)/parebench-report export-records first_table --out sweeps/results/first_table
 	$(BIN)/parebench-report export-records first_lm --out sweeps/results/first_lm
 	$(BIN)/python -m pytest -m accept
+
+# ratios and limits of speed; on a machine that does nothing else
+bench: install
+	$(BIN)/python -m pytest -m bench -s tests/bench/sweep_scale.py tests/bench/sweep_restart.py tests/bench/sweep_overhead.py
 
 lint: install
 	$(BIN)/pip install --quiet ruff==0.17.5

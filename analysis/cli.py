@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import formats
+from analysis import dashboard, formats
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.export import export_records
 from analysis.layout import layout
@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--out", type=Path, help="write to this file")
     paged = _command(commands, "page", _page, "write one self-contained HTML file")
     paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
+    viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
+    viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
+    viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
+    viewed.add_argument("--entity", help="as tracker.entity (default: that of your key)")
+    viewed.add_argument("--out", type=Path, help="write the view's JSON to this file instead of creating it; needs no network")
     compared = _command(commands, "compare", _compare, "paired difference of two methods (or row labels)", sweep="--sweep")
     compared.add_argument("a", help="method or row label")
     compared.add_argument("b", help="method or row label that it is compared with")
@@ -115,6 +120,18 @@ def _format_of(out: Path | None) -> str:
 
 def _page(options: argparse.Namespace) -> None:
     _write(options.out or options.store / f"{options.sweep or 'report'}.html", page(_build(options)))
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    if not options.sweep:
+        raise UserError("dashboard needs the name of a sweep; type parebench-report dashboard --wandb <sweep>")
+    shown = dashboard.contents(options.store, options.sweep)
+    if options.out:
+        view = dashboard.workspace(shown, options.sweep, options.project, options.entity or "")
+        _write(options.out, dashboard.as_json(view) + "\n")
+    else:
+        address = dashboard.save(shown, options.sweep, options.project, options.entity)
+        Console(soft_wrap=True).print(Text(f"created {address}"))
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,13 +18,24 @@ def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     """What a reader must know beside the numbers, each sentence once."""
     done = frame[frame["status"] == DONE]
     damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
-    notes = (_model_notes(done), _missing(rows), _unmatched(frame), _row_notes(done), _mixed_numerics(done), _duplicates(done), damaged)
+    notes = (
+        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _made_from(done), _mixed_numerics(done),
+        _duplicates(done), damaged,
+    )  # fmt: skip
     return [note for some in notes for note in some]
 
 
 def _model_notes(done: pd.DataFrame) -> Iterable[str]:
     notes = done[done["model_note"] != ""][["model", "model_note"]].drop_duplicates()
     return [f"{row.model}: {row.model_note}" for row in notes.itertuples()]
+
+
+def _overlaps(done: pd.DataFrame) -> Iterable[str]:
+    """Columns whose data, or data like it, a model is known to have been pretrained on."""
+    for (name, model), group in done.groupby(["column", "model"]):
+        known = (group["data"].iloc[0].get("weights") or {}).get("overlap") or {}
+        dataset = group["rows"].iloc[0]["dataset"]
+        yield from (f"{name}: {model} {reason}" for pattern, reason in known.items() if fnmatchcase(dataset, pattern))
 
 
 def _missing(rows: list[Row]) -> Iterable[str]:
@@ -47,6 +59,17 @@ def _row_notes(done: pd.DataFrame) -> Iterable[str]:
         rows = group["rows"].iloc[0]
         if rows.get("official") is False:
             yield f"{name}: {rows['rows']} rows of {rows['dataset']} ({rows['split']}), not the official split"
+
+
+def _made_from(done: pd.DataFrame) -> Iterable[str]:
+    """What a row owes to other cells, as the mean over its seeds."""
+    for (model, label), group in done[done["inherited"].map(bool)].groupby(["model", "label"]):
+        cells = group.drop_duplicates("cell")
+        names = sorted({name for made in cells["inherited"] for name in made})
+        examples = cells["inherited"].map(lambda made: sum(part["examples"] for part in made.values())).mean()
+        flops = cells["inherited_flops"].mean()
+        cost = f"{examples:.0f} examples and {flops:.3g} FLOPs of training"
+        yield f"{label}, {model}: made from {', '.join(names)}: {cost} not in its own costs"
 
 
 def _mixed_numerics(done: pd.DataFrame) -> Iterable[str]:

@@ -62,7 +62,7 @@ def entry(cell: Cell, decimals: int) -> Entry:
     """`0.861 ± 0.004 (3)`, `0.500 (det.)`, `0.861 ± 0.004 (2/3)`, or `0/3` where every seed failed."""
     if not cell.values:
         return Entry(f"0/{cell.attempted}" if cell.attempted else DASH)
-    number = f"{cell.mean:.{decimals}f}"
+    number = f"{cell.center:.{decimals}f}"
     spread = "" if cell.std is None else f" ± {cell.std:.{decimals}f}"
     count = f"{len(cell.values)}" if cell.complete else f"{len(cell.values)}/{cell.attempted}"
     return Entry(f"{number}{spread} ({'det.' if cell.deterministic and cell.complete else count})", cell.best, cell.tied)
@@ -193,7 +193,7 @@ CSV_TITLES = (
 def _csv_line(row: Row, column: Column) -> list[object]:
     cell = row.cells[column.name]
     return [
-        row.model, row.label, column.name, column.metric, cell.mean if cell.values else None, cell.std, len(cell.values), cell.attempted,
+        row.model, row.label, column.name, column.metric, cell.center if cell.values else None, cell.std, len(cell.values), cell.attempted,
         int(cell.deterministic), int(cell.best), int(cell.tied), cell.missing, column.detectable.get(row.model),
         *(span.mean if span else None for span in vars(cell.costs).values()),
     ]  # fmt: skip

@@ -5,7 +5,9 @@ from importlib.resources import files
 
 import yaml
 
-from methods.spec import UserError
+from methods.spec import UserError, choice
+
+CENTERS = ("mean", "median")
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Layout:
     """What a reader must know before the numbers, for instance `demonstration`."""
     baseline: str | None = None
     """Method or row label that all other rows are compared with."""
+    center: str = "mean"
+    """Over the seeds: `mean`, or `median` as LoRA reports GLUE."""
     decimals: int | None = None
     """Of the metric columns; None = 3, and 2 for perplexity."""
 
@@ -34,4 +38,5 @@ def layout(sweep: str | None) -> Layout:
     unknown = sorted(set(block or {}) - set(known))
     if unknown:
         raise UserError(f"sweeps/{sweep}.yaml: table.{unknown[0]} is not a key; allowed: {', '.join(known)}")
+    choice(f"sweeps/{sweep}.yaml: table.center", (block or {}).get("center", "mean"), CENTERS)
     return Layout(**{"title": sweep, **(block or {})})

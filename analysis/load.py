@@ -24,9 +24,11 @@ def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
     Columns: `cell`, `status` (`done`, else the class of the failure, with its last line in `reason`), `sweep`, `seed`, `method`,
     `label`, `model`, `task`, `budget`, `precision`, `method.<key>`, `recipe.<key>`, `protocol`, `column` (see `_columns`), `variant`,
     `metric` (the primary one), `value`, `higher_is_better`, `metric.<name>`, `n` (examples), `predictions` (file in the cell's
-    folder), `rows`, `data`, `numerics` (dicts), `deterministic`, `model_note`, and costs: parameters `trainable_method`,
-    `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all` (fractions of zeros); `bytes` (exported weights),
+    folder), `tokenizer` (hash; of metrics that count its tokens), `rows`, `data`, `numerics` (dicts), `deterministic`, `model_note`,
+    and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all` (fractions of zeros);
+    `bytes` (exported weights),
     `bytes_shipped` (what differs from the base); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
+    These are the cell's own; the cells that it was made from cost `inherited_flops` and `inherited_seconds`, each as in `inherited`.
     Files that cannot be read are logged by name, listed in `attrs["damaged"]`, and left out. Raises `UserError` if nothing is there.
     """
     if not store.is_dir():
@@ -68,6 +70,8 @@ def _read(store: Store, cell: str, damaged: list[str]) -> list[dict[str, Any]]:
     """The rows of one cell: one per result, or one for its failure."""
     try:
         record = store.record(cell)
+        if record and (damage := store.damage(record)):
+            raise ValueError(damage)
         return [_row(record, result) for result in record.results] if record else [_failure(store.folder(cell))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged and was not read: %s", store.folder(cell), error)
@@ -82,7 +86,7 @@ def _row(record: Record, result: Result) -> dict[str, Any]:
         "protocol": result.protocol, "variant": result.variant, "version": result.version,
         "metric": result.primary, "value": result.metrics[result.primary], "higher_is_better": result.higher_is_better,
         **{f"metric.{name}": value for name, value in result.metrics.items()},
-        "n": result.n, "predictions": result.predictions, "rows": result.rows,
+        "n": result.n, "predictions": result.predictions, "rows": result.rows, "tokenizer": result.tokenizer,
         **_costs(record),
         "deterministic": record.deterministic, "model_note": record.model_note, "data": record.data, "numerics": record.numerics,
     }  # fmt: skip
@@ -117,6 +121,7 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
 
 
 def _costs(record: Record) -> dict[str, Any]:
+    inherited: dict[str, dict[str, Any]] = record.costs.get("inherited") or {}
     costs, training = record.costs, [phase for phase in record.phases if phase.steps > 0]
     parameters, sparsity = costs.get("parameters") or {}, costs.get("sparsity") or {}
     seconds = sum(phase.seconds for phase in training)
@@ -128,6 +133,8 @@ def _costs(record: Record) -> dict[str, Any]:
         "bytes": costs.get("bytes"), "bytes_shipped": (costs.get("changed") or {}).get("bytes"),
         "seconds": record.seconds, "tokens_per_second": sum(p.tokens for p in training) / seconds if seconds else None,
         "flops": (costs.get("flops") or {}).get("training"), "peak_memory": max(peaks, default=None),
+        "inherited_flops": sum(made["flops"] for made in inherited.values()),
+        "inherited_seconds": sum(made["seconds"] for made in inherited.values()), "inherited": inherited,
     }  # fmt: skip
 
 
@@ -136,9 +143,9 @@ def _with_protocols(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in rows:
         if row["status"] == DONE:
-            shared = {key: row[key] for key in ("protocol", "version", "metric", "rows")}
+            shared = {key: row[key] for key in ("protocol", "version", "metric", "rows", "tokenizer")}
             known.setdefault((row["model"], row["task"]), {}).setdefault(row["protocol"], shared)
-    nowhere = {"protocol": None, "version": None, "metric": None, "rows": None}
+    nowhere = dict.fromkeys(("protocol", "version", "metric", "rows", "tokenizer"))
     return [
         {"variant": "main"} | row | shared
         for row in rows
@@ -147,17 +154,18 @@ def _with_protocols(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _columns(frame: pd.DataFrame) -> pd.Series:
-    """The table column of each row: its protocol, told apart where version, metric or the rows' content differ."""
+    """The table column of each row: its protocol, told apart where version, metric, the rows' content or a tokenizer that counts differ."""
     details = pd.DataFrame(
         {
             "protocol": frame["protocol"],
             "version": frame["version"].map(lambda v: "" if pd.isna(v) else f"version {int(v)}"),
             "metric": frame["metric"].fillna(""),
             "rows": frame["rows"].map(lambda r: f"rows {str(r.get('sha256'))[:8]}" if isinstance(r, dict) else ""),
+            "tokenizer": frame["tokenizer"].map(lambda t: "" if pd.isna(t) else f"tokenizer {str(t)[:8] or 'unknown'}"),
         }
     )
     names = details["protocol"].copy()
-    for part in ("version", "metric", "rows"):
+    for part in ("version", "metric", "rows", "tokenizer"):
         mixed = details.groupby("protocol")[part].transform("nunique") > 1
         names = names.where(~mixed, names + " (" + details[part] + ")")
     return names

@@ -88,11 +88,12 @@ METRICS: dict[str, Metric] = {
     "pearson": pearson,
     "spearman": spearman,
     "perplexity": log_perplexity,
+    "word_perplexity": log_perplexity,
     "pearson_spearman": average(pearson, spearman),
 }
 """Metrics that are not the mean of `score`; perplexities are compared on the log scale."""
 
-LOG_SCALE = frozenset({"perplexity"})
+LOG_SCALE = frozenset({"perplexity", "word_perplexity"})
 
 
 def metric_function(name: str) -> Metric:

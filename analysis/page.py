@@ -71,7 +71,8 @@ def _text(index: int) -> str:
 
 
 def _row(row: Row, line: list[Entry], columns: list[Column]) -> str:
-    keys = [row.cells[c.name].mean if row.cells[c.name].values else None for c in columns] + [_mean(row.costs, name) for name in SIDE_KEYS]
+    cells = [row.cells[c.name] for c in columns]
+    keys = [cell.center if cell.values else None for cell in cells] + [_mean(row.costs, name) for name in SIDE_KEYS]
     name, model, *cells = _order(line)
     numbers = "".join(f'<td data-sort="{"" if key is None else key}">{_shown(cell)}</td>' for cell, key in zip(cells, keys, strict=True))
     found = escape(f"{row.label} {row.model}".lower())
@@ -136,4 +137,4 @@ def _point(row: Row, column: Column) -> dict[str, Any]:
     cell = row.cells[column.name]
     costs = {key: _mean(cell.costs, key) for key in COSTS}
     text = entry(cell, column.decimals).text
-    return {"label": row.label, "model": row.model, "mean": cell.mean, "std": cell.std or 0, "text": text, **costs}
+    return {"label": row.label, "model": row.model, "mean": cell.center, "std": cell.std or 0, "text": text, **costs}

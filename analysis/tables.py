@@ -15,6 +15,8 @@ from analysis.load import DONE
 from analysis.metrics import LOG_SCALE
 from analysis.stats import NotComparable
 
+MEDIANS = "numbers are medians over the seeds, not means; what is best or tied is decided on the means"
+
 
 @dataclass(frozen=True)
 class Span:
@@ -58,11 +60,18 @@ class Cell:
     best: bool = False
     tied: bool = False
     """Cannot be told from the best (paired comparison, Holm at 5 %)."""
+    median: bool = False
+    """Shown as the median over the seeds."""
 
     @property
     def mean(self) -> float:
         """Mean over the finished seeds."""
         return statistics.fmean(self.values)
+
+    @property
+    def center(self) -> float:
+        """What is shown: the mean, or the median where the layout says so."""
+        return statistics.median(self.values) if self.median else self.mean
 
     @property
     def std(self) -> float | None:
@@ -147,8 +156,9 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout) -> Table:
     """
     samples = Samples(frame, store)
     names = list(dict.fromkeys(frame["column"].dropna().sort_values()))
-    rows = [_row(model, label, group, names) for (model, label), group in frame.groupby(["model", "label"])]
-    problems: list[str] = []
+    median = layout.center == "median"
+    rows = [_row(model, label, group, names, median) for (model, label), group in frame.groupby(["model", "label"])]
+    problems: list[str] = [MEDIANS] if median else []
     for name in names:
         for model in dict.fromkeys(row.model for row in rows):
             _mark(model, name, rows, frame, samples, problems)
@@ -157,8 +167,8 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout) -> Table:
     return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(frame, rows), *problems], _versions(frame))
 
 
-def _row(model: str, label: str, group: pd.DataFrame, names: list[str]) -> Row:
-    cells = {name: _cell(group[group["column"] == name]) for name in names}
+def _row(model: str, label: str, group: pd.DataFrame, names: list[str], median: bool) -> Row:
+    cells = {name: replace(_cell(group[group["column"] == name]), median=median) for name in names}
     return Row(model, label, cells, _costs(group[group["status"] == DONE]))
 
 

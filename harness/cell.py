@@ -5,35 +5,37 @@ import logging
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from harness import export, models
-from harness.config import Cell, RunConfig
+from harness import distributed, export, lease, models, needed, origin, protocols, remake, stale
+from harness.config import DTYPES, Cell, RunConfig
 from harness.context import CellContext
 from harness.costing import CostSheet
-from harness.evaluation import Evaluator
+from harness.evaluation import Evaluator, eval_options
 from harness.guard import check_weights
 from harness.identity import Identity, identify
+from harness.needs import INIT
 from harness.numerics import numerics, resolve_device
+from harness.protocols import MAIN
 from harness.record import SCHEMA, Record, from_json
 from harness.registry import method_class
 from harness.resolve import Resolved, resolve
 from harness.seeding import seed_everything
 from harness.store import Store, write_json
+from harness.typed import plain
+from harness.worker import UNSEALED, interruptible
 from methods.base import Method, ModelSpec
 from methods.spec import Traits
-from tasks.base import EvalOptions, Task
+from tasks.base import Task
 from tasks.registry import build
 from tasks.sources import Sources
 
 log = logging.getLogger(__name__)
-DTYPES = {"float32": "float32", "bf16_autocast": "float32", "bfloat16": "bfloat16"}
 
 
 def run_cell(container: dict[str, Any]) -> None:
@@ -50,17 +52,20 @@ def run_cell(container: dict[str, Any]) -> None:
     costs.prepared(model)
     seed_everything(seed, "fit")
     model = method.fit(model, ctx)
+    if not distributed.leave():
+        return  # of several processes the first alone goes on
     costs.fitted(model)
     measures = method.measure(model, ctx)
     seed_everything(seed, "finalize")
     model = method.finalize(model, ctx)
     check_weights(model)
     for variant, candidate in method.variants(model, ctx):
-        bench.evaluator.run(candidate, variant)
+        with interruptible():
+            bench.evaluate(candidate, variant)
     costs.finalized(model)
     export.export(model, ctx.tokenizer, bench.folder / "model")
     record = bench.record(costs.block(bench.folder / "model", model), measures, time.perf_counter() - started)
-    write_json(bench.folder / "unsealed.json", record.to_json())
+    write_json(bench.folder / UNSEALED, record.to_json())
 
 
 @dataclass
@@ -81,18 +86,39 @@ class Bench:
     """Where the model's weights came from (`harness.models.load`)."""
     ctx: CellContext
     evaluator: Evaluator
+    processes: int
+    """How many processes train."""
+    protocols: dict[str, Evaluator]
+    """More tasks that the main variant is measured on; their results are among those of `evaluator`."""
+
+    def evaluate(self, model: nn.Module, variant: str) -> None:
+        """Measure one of the cell's models."""
+        self.evaluator.run(model, variant)
+        for more in self.protocols.values() if variant == MAIN else ():
+            more.run(model, variant)
 
     def record(self, costs: dict[str, Any], measures: dict[str, Any], seconds: float) -> Record:
         """The finished cell's record, before the export is verified."""
+        store, needs = Store(self.run.store), self.identity.needs
+        costs |= {"inherited": needed.inherited(store, needs)} if needs else {}
         return Record(
             schema=SCHEMA, cell=self.identity.cell, status="done", identity=self.identity.canonical,
             origins=self.cell.origins, sweep=self.run.sweep, seed=self.cell.seed,
             deterministic=self.identity.deterministic, model_note=self.cell.model.note, results=self.evaluator.results,
             selection=self.ctx.selection, costs=costs, phases=self.ctx.phases, measures=measures,
-            data={role: rows.describe() for role, rows in self.task.splits().items()} | {"weights": self.weights},
-            numerics=numerics(self.device, self.cell.precision), sources=self.identity.sources,
-            seconds=seconds + self.ctx.earlier_seconds, attempts=len(list((self.folder / "attempts").glob("*.json"))),
+            data=self.rows() | {"weights": self.weights},
+            numerics=numerics(self.device, self.cell.precision, self.ctx.compute, self.processes), sources=self.identity.sources,
+            seconds=seconds + self.ctx.earlier_seconds, attempts=lease.count(self.folder),
+            dependencies=origin.dependencies(store, needs),
+            protocols={name: plain(more.task.config) for name, more in self.protocols.items()},
         )  # fmt: skip
+
+    def rows(self) -> dict[str, Any]:
+        """What is kept of the rows of every split, and of the calibration text."""
+        own = {role: rows.describe() for role, rows in self.task.splits().items()}
+        calibration = {"calibration": self.ctx.calibrated} if self.ctx.calibrated else {}
+        more = {f"{name}:evaluation": task.task.splits()["evaluation"].describe() for name, task in self.protocols.items()}
+        return own | calibration | more
 
 
 def set_up(container: dict[str, Any]) -> Bench:
@@ -101,32 +127,43 @@ def set_up(container: dict[str, Any]) -> Bench:
     cell, run = resolved.cell, resolved.run
     identity = identify(resolved)
     folder = Store(run.store).folder(identity.cell)
-    _note_attempt(folder, container)
-    device = resolve_device(run.device)
+    device = distributed.start(resolve_device(run.device))
+    if distributed.is_main():
+        write_json(folder / "config.json", container)
     sources = Sources(resolved.data_dir, Path(run.assets), run.offline)
     task = build(cell.task, sources)
     method = method_class(cell.method)(cell.method_config)
     spec = method.load(ModelSpec(dtype=DTYPES[cell.precision]))
     model, tokenizer, weights = models.load(cell.model, task.head, spec, cell.seed, sources)
     model.to(device)
-    autocast = torch.bfloat16 if cell.precision == "bf16_autocast" else None
-    evaluator = Evaluator(task, tokenizer, folder, EvalOptions(run.eval_batch, device, autocast), cell.seed)
-    ctx = CellContext(cell, run, folder, device, method, task, tokenizer, model, evaluator)
-    return Bench(cell, run, identity, folder, device, method, resolved.traits, task, model, weights, ctx, evaluator)
+    evaluator = Evaluator(task, tokenizer, folder, eval_options(cell, run, device), cell.seed)
+    earlier = remake.awaited(Store(run.store), identity.cell)
+    tasks = protocols.of_remade(earlier[1], resolved, stale.today_of) if earlier else resolved.protocols
+    more = {name: replace(evaluator, task=build(config, sources)) for name, config in tasks.items()}
+    ctx = CellContext(cell, run, folder, device, method, task, tokenizer, model, evaluator, resolved.compute.kind, needs=identity.needs)
+    if INIT in identity.needs:
+        models.take_backbone(model, ctx.cell(INIT))
+    traits, processes = resolved.traits, distributed.world()
+    return Bench(cell, run, identity, folder, device, method, traits, task, model, weights, ctx, evaluator, processes, more)
 
 
 def seal(folder: Path, device: str, keep_model: bool) -> Record:
     """Verify the export in this (fresh) process and write the record: the last act of a cell.
 
-    Raises `export.ExportError` if the exported checkpoint is not the model that was measured.
+    Raises `export.ExportError` if the exported checkpoint is not the model that was measured, and `remake.NotReproducedError` if it
+    takes the place of a record that it does not reproduce.
     """
-    unsealed = folder / "unsealed.json"
-    if not unsealed.exists() and (sealed := Store(folder.parent).record(folder.name)) is not None:
-        return sealed  # another dispatcher ran the same cell and was first
+    unsealed = folder / UNSEALED
     record = from_json(json.loads(unsealed.read_text()))
     record.costs |= {"export": export.verify(folder / "model", device)}
-    Store(folder.parent).write(record)
-    for leftover in ("unsealed.json", "outcome.json"):
+    record.attempts = lease.count(folder)  # an attempt that only seals counts too
+    record.weights = export.weights_hash(folder / "model")
+    store = Store(folder.parent)
+    if earlier := remake.awaited(store, record.cell):
+        record.remade = remake.compare(earlier[1], record, earlier[0])
+    store.write(record)
+    remake.release(store, record.cell)
+    for leftover in (UNSEALED, "outcome.json"):
         with suppress(FileNotFoundError):
             (folder / leftover).unlink()
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -134,10 +171,3 @@ def seal(folder: Path, device: str, keep_model: bool) -> Record:
         shutil.rmtree(folder / "model", ignore_errors=True)
         export.probe_file(folder / "model").unlink()
     return record
-
-
-def _note_attempt(folder: Path, container: dict[str, Any]) -> None:
-    attempts = folder / "attempts"
-    number = 1 + len(list(attempts.glob("*.json")))
-    write_json(attempts / f"{number}.json", {"started": time.time()})
-    write_json(folder / "config.json", container)

@@ -1,6 +1,7 @@
 """Resumable checkpoints: safetensors and JSON only, written aside, sealed with the sizes of their files, then renamed."""
 
 import json
+import os
 import random
 import shutil
 import uuid
@@ -23,10 +24,18 @@ def write_sealed(folder: Path, fill: Callable[[Path], None]) -> None:
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     fill(aside)
+    for path in aside.iterdir():
+        _flush(path)  # a seal that survives a loss of power must not vouch for files that did not
     write_json(aside / SEAL, {p.name: p.stat().st_size for p in sorted(aside.iterdir())})
     if folder.exists():
         shutil.rmtree(folder)
     aside.rename(folder)
+
+
+def sweep_aside(folder: Path) -> None:
+    """Delete what killed processes left half-written in `folder` by `write_sealed`; call it where nobody writes."""
+    for aside in folder.glob(".*"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def verified(folder: Path) -> bool:
@@ -63,16 +72,26 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Write an optimizer's state: tensors to safetensors, everything else (JSON values) beside it."""
-    tensors, plain = _split(optimizer.state_dict())
+    """Write an optimizer's state."""
+    save_optimizer_state(folder, optimizer.state_dict())
+
+
+def save_optimizer_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write an optimizer's state dict: tensors to safetensors, everything else (JSON values) beside it."""
+    tensors, plain = _split(state)
     save_tensors(folder / "optimizer.safetensors", tensors)
     write_json(folder / "optimizer.json", plain)
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Take back what `save_optimizer` wrote."""
+    optimizer.load_state_dict(read_optimizer_state(folder))
+
+
+def read_optimizer_state(folder: Path) -> dict[str, Any]:
+    """The state dict that `save_optimizer` wrote."""
     tensors = load_file(folder / "optimizer.safetensors")
-    optimizer.load_state_dict(_join(json.loads((folder / "optimizer.json").read_text()), tensors))
+    return _join(json.loads((folder / "optimizer.json").read_text()), tensors)
 
 
 def save_generators(folder: Path) -> None:
@@ -96,6 +115,11 @@ def load_generators(folder: Path) -> None:
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([states[f"cuda{i}"] for i in range(torch.cuda.device_count())])
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,13 +16,16 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import sweeps
 from harness import usage
+from harness.config import FAILURES
 from harness.nearmiss import unknown
 from harness.usage import options
 from methods.spec import UserError
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from harness.plan import Planned
 
 MISTAKES = (HydraException, OmegaConfBaseException, UserError)
-GROUPS = ("method", "model", "task", "budget")
+GROUPS = ("method", "model", "task", "budget", "compute")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -61,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
         sys.stderr.write(f"parebench: {_first_line(error)}; type parebench --help for what is allowed\n")
         return BAD_INPUT
     except KeyboardInterrupt:
-        return _interrupted()
+        return INTERRUPTED  # `harness.stopping` has said so, and the running cells have saved
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
@@ -69,21 +73,12 @@ def run(argv: Sequence[str]) -> int:
         GlobalHydra.instance().clear()
 
 
-def _interrupted() -> int:
-    """Ctrl-C: running cells save and stop before this process ends."""
-    from harness import dispatch
-
-    sys.stderr.write("parebench: stopping, the running cells save first; the same command goes on from there\n")
-    dispatch.stop_all()
-    return INTERRUPTED
-
-
 class Command:
     """One invocation: what Hydra calls for each composed cell, and what is left to report when there was one only."""
 
     def __init__(self) -> None:
         self.single: tuple[Planned, Outcome] | None = None
-        self.mistake: UserError | None = None
+        self.mistake: Exception | None = None
 
     def hydra_main(self) -> None:
         """Let Hydra read `sys.argv`, compose, and call `job`."""
@@ -91,18 +86,37 @@ class Command:
 
     def job(self, cfg: DictConfig) -> "Outcome | None":
         """Run one composed cell. Hydra prints lines of its own when this raises, so a mistake is kept for `finish`."""
-        from harness import dispatch, plan
+        from harness import dispatch, plan, schedule
+        from harness.stopping import stops
 
         try:
-            planned = plan.check(cfg)
+            planned = plan.check(*self._asked(cfg))
             if planned.state == plan.SKIPPED:
                 raise UserError(planned.reason)
-        except UserError as error:
+            dispatch.check_devices([planned])
+        except MISTAKES as error:
             self.mistake = error
             return None
-        plan.join([planned])
-        self.single = planned, dispatch.run(planned)
+        plan.join([planned], sys.argv[1:])
+        with stops(), self._mirrored(planned):
+            self.single = schedule.in_turn(plan.in_order([planned]) or [planned], dispatch.run, dispatch.stopped)
         return self.single[1]
+
+    def _asked(self, cfg: DictConfig) -> tuple[Any, ...]:
+        """What `plan.check` takes. A single cell that a person types is asked for, however it or what it needs failed before."""
+        asked_for = [f"run.retry=[{','.join(FAILURES)}]"] if HydraConfig.get().mode == RunMode.RUN else []
+        if asked_for and OmegaConf.is_dict(cfg.run):
+            cfg.run.retry = list(FAILURES)
+        return cfg, list(HydraConfig.get().overrides.task), lambda overrides: hydra.compose("config", overrides=[*overrides, *asked_for])
+
+    def _mirrored(self, planned: "Planned") -> AbstractContextManager[None]:
+        """The mirror of a single cell; those of a sweep have the sweep's."""
+        from harness import mirror
+        from harness.store import ADHOC
+
+        run = planned.resolved.run
+        single = HydraConfig.get().mode == RunMode.RUN
+        return mirror.started(planned.resolved.tracker, run.store, run.sweep or ADHOC) if single else nullcontext()
 
     def finish(self) -> int:
         """Report a single run; its exit code."""
@@ -116,6 +130,9 @@ class Command:
         planned, outcome = self.single
         if outcome.code == REFUSED:
             raise UserError(outcome.lines[-1])
+        if outcome.status == "stale":
+            way = "give run.stale=rerun to make it anew or run.stale=keep to take it"
+            raise UserError(f"cell {outcome.cell} is {outcome.lines[-1]}; {way}")
         summary.show_cell(planned, outcome)
         return int(outcome.status != "done")
 
@@ -163,7 +180,7 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
 
 
 def _block(head: str, argv: Sequence[str]) -> Any:
-    chosen = [a for a in argv if re.fullmatch(rf"({'|'.join(GROUPS)})=[^,\[]+", a)]
+    chosen = [a for a in argv if re.fullmatch(rf"({'|'.join(GROUPS)}|hydra/launcher)=[^,\[]+", a)]
     with hydra.initialize_config_module("conf", version_base="1.3"):
         try:
             cfg = hydra.compose("config", overrides=chosen, return_hydra_config=True)

@@ -5,11 +5,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from methods.spec import UserError, choice, number
+from tasks.calibration import SOURCES
 
-PRECISIONS = ("float32", "bf16_autocast", "bfloat16")
+DTYPES = {"float32": "float32", "bf16_autocast": "float32", "bfloat16": "bfloat16"}
+"""Precision of a cell -> type of its weights."""
+PRECISIONS = tuple(DTYPES)
 SCHEDULES = ("linear", "cosine", "constant")
+TRACKERS = ("none", "offline", "online")
+STALE = ("report", "keep", "rerun")
+FAILURES = ("oom", "diverged", "timeout", "error", "disk_full", "interrupted")
+"""How a cell can end without a record."""
+COMPUTE = ("single", "ddp", "fsdp")
+CALIBRATION_LENGTH = 2048
+"""Tokens of a calibration sequence where the model takes as many, as SparseGPT and Wanda use."""
 SWEEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+PROJECT = re.compile(r"[^/\\#?%:]{1,128}")
 
 
 @dataclass
@@ -20,6 +31,8 @@ class Top:
     precision: str
     data_dir: str | None
     """A local folder with datasets in hub columns; null = prefetched assets, then the hub."""
+    protocols: list[str]
+    """More tasks that the model is measured on; not hashed."""
 
 
 @dataclass
@@ -45,6 +58,8 @@ class ModelConfig:
     """Printed under every table that shows the model, for instance how it was dequantised."""
     architecture: dict[str, Any]
     """Fields of the transformers configuration incl. `model_type`: enough to build it on the meta device."""
+    overlap: dict[str, str] = field(default_factory=dict)
+    """Dataset (or a glob) -> what of it, or like it, the model is known to have been trained on; not hashed, footnoted in tables."""
 
     def __post_init__(self) -> None:
         choice("model.family", self.family, ("encoder", "decoder"))
@@ -118,7 +133,7 @@ class RunConfig:
     threads: int | None
     """CPU threads per cell; None = cores // workers."""
     micro_batch: int | None
-    """Examples per forward pass; None = the whole global batch."""
+    """Examples per forward pass of each process; None = its whole part of the global batch."""
     eval_batch: int
     checkpoint_steps: int
     """Optimizer steps between resumable checkpoints."""
@@ -128,8 +143,28 @@ class RunConfig:
     """Run again although a record exists; the old record is moved aside, not overwritten."""
     offline: bool
     """Never ask the hub."""
+    time_limit_minutes: float | None
+    """Wall time of one attempt of a cell; it is asked to save, then ends as `timeout`."""
+    memory_limit_gb: float | None
+    """Memory (GB = 10^9 bytes) that a cell's processes may hold, pages of mapped files not counted; more ends them as `oom`."""
+    gpus: int | None
+    """Accelerators per cell; None = one where CUDA is used."""
+    stale: str
+    """What a record of other sources is worth: `report` (named, not done), `keep` (done), `rerun` (moved aside and made anew)."""
+    retry: list[str]
+    """Failure classes that run again; the others wait (see `harness.policy`)."""
+    only: list[str]
+    """Cell ids to run; empty = all of the grid."""
 
     def __post_init__(self) -> None:
+        choice("run.stale", self.stale, STALE)
+        for failure in self.retry:
+            choice("run.retry", failure, FAILURES)
+        for name, limit in (("time_limit_minutes", self.time_limit_minutes), ("memory_limit_gb", self.memory_limit_gb)):
+            if limit is not None:
+                number(f"run.{name}", limit, 0, open_low=True)
+        if self.gpus is not None:
+            number("run.gpus", self.gpus, 0)
         if not DEVICE.fullmatch(self.device):
             raise UserError(f"run.device={self.device} is not allowed; allowed: auto, cpu, cuda, cuda:<n>")
         if self.sweep is not None and not SWEEP.fullmatch(self.sweep):
@@ -140,6 +175,68 @@ class RunConfig:
             number("run.threads", self.threads, 1)
         if self.micro_batch is not None:
             number("run.micro_batch", self.micro_batch, 1)
+
+
+@dataclass
+class ComputeConfig:
+    """How many processes train a cell together, and how they share the work; not hashed: the global batch stays the recipe's."""
+
+    kind: str
+    """`single`, `ddp` (each holds the model and a part of the batch) or `fsdp` (weights, gradients and optimizer state cut too)."""
+    processes: int | None
+    """None = one per accelerator given to the cell; one where `kind` is `single`."""
+
+    def __post_init__(self) -> None:
+        choice("compute.kind", self.kind, COMPUTE)
+        if self.processes is not None:
+            number("compute.processes", self.processes, 1)
+        if self.kind == "single" and self.processes not in (None, 1):
+            raise UserError(f"compute.processes={self.processes} needs several processes; give compute=ddp or compute=fsdp with it")
+
+
+@dataclass
+class TrackerConfig:
+    """Where Weights & Biases mirrors the store to; not hashed, and never needed for a cell to run."""
+
+    kind: str
+    """`none`, `offline` (files that `wandb sync` or `parebench-sweep sync` sends later) or `online`."""
+    project: str
+    entity: str | None
+    """Team or user; None = the default of whoever's key is used."""
+    folder: str
+    """Where W&B's own files lie, offline runs among them."""
+    timeout: float
+    """Seconds that a sweep waits for W&B at its end, and W&B for its server."""
+
+    def __post_init__(self) -> None:
+        choice("tracker.kind", self.kind, TRACKERS)
+        if not PROJECT.fullmatch(self.project):
+            raise UserError(f"tracker.project={self.project} is not allowed; allowed: 1 to 128 characters without / \\ # ? % :")
+        number("tracker.timeout", self.timeout, 0, open_low=True)
+
+
+@dataclass
+class CalibrationConfig:
+    """The text that a one-shot compression method looks at; part of a cell only where the method does."""
+
+    source: str = "c4"
+    """Key of `tasks.calibration.SOURCES`, all of them training text."""
+    sequences: int = 128
+    length: int | None = None
+    """Tokens per sequence; None = the model's longest input, at most `CALIBRATION_LENGTH`."""
+    seed: int | None = None
+    """Of the draw; None = the cell's seed."""
+
+    def __post_init__(self) -> None:
+        if re.split("[:/]", self.source)[0] in SOURCES and self.source not in SOURCES:
+            names = ", ".join(SOURCES)
+            raise UserError(f"calibration.source={self.source} names a split, and calibration text is always of train; allowed: {names}")
+        choice("calibration.source", self.source, SOURCES)
+        number("calibration.sequences", self.sequences, 1)
+        if self.length is not None:
+            number("calibration.length", self.length, 2)
+        if self.seed is not None:
+            number("calibration.seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass
@@ -158,6 +255,8 @@ class Cell:
     precision: str
     origins: dict[str, str] = field(default_factory=dict)
     """Where each recipe value comes from; recorded, not hashed."""
+    calibration: CalibrationConfig | None = None
+    """With its length resolved; None where the method's traits ask for no calibration text."""
 
     def __post_init__(self) -> None:
         choice("precision", self.precision, PRECISIONS)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from harness import checkpoint
+from harness import checkpoint, distributed, needed
 from harness.batching import collator
-from harness.config import Cell, RunConfig
+from harness.config import DTYPES, Cell, RunConfig
 from harness.cost import PeakMeter
 from harness.evaluation import Evaluator
 from harness.ledger import optimizer_state_bytes
 from harness.record import Phase
 from harness.seeding import derive, generator, seed_everything, untouched_generators
-from harness.store import write_json
+from harness.store import Store, write_json
 from harness.training import HostTrainer, Listener, PhasePlan, Progress, read_state, resumable, run_phase, settings_of, write_state
 from methods.base import Batch, Method
-from methods.spec import UserError
+from tasks import calibration
 from tasks.base import Task
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class CellContext:
     """One cell's services and what they metered."""
 
-    cell: Cell
+    config: Cell
     run: RunConfig
     folder: Path
     device: str
@@ -43,18 +43,25 @@ class CellContext:
     model: nn.Module
     """The model as loaded; batches are put on its device."""
     evaluator: Evaluator
+    compute: str = "single"
+    """How several processes share the training phases: `single`, `ddp` or `fsdp`."""
     phases: list[Phase] = field(default_factory=list)
     selection: dict[str, Any] = field(default_factory=dict)
     optimizer_bytes: int = 0
     """Bytes of optimizer state at the end of the last training phase."""
+    calibrated: dict[str, Any] = field(default_factory=dict)
+    """What calibration text was drawn: its rows, and the hash of its token ids; empty where the method asked for none."""
     earlier_seconds: float = 0.0
     """Seconds of training that earlier attempts of this cell left in what was restored or resumed."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """Name -> cell id of the finished cells that this one is made from."""
 
     def __post_init__(self) -> None:
-        self.seed = self.cell.seed
-        self.settings = settings_of(self.cell.recipe)
+        self.seed = self.config.seed
+        self.settings = settings_of(self.config.recipe)
         self.total_steps = self.steps(1.0)
         self._examples: dict[str, list[dict[str, Any]]] = {}
+        self._calibration: Tensor | None = None
         self._counts: Progress | None = None
 
     def examples(self, split: str) -> list[dict[str, Any]]:
@@ -65,10 +72,10 @@ class CellContext:
 
     def steps(self, share: float) -> int:
         """Optimizer steps that `share` of the cell's budget pays for."""
-        examples = self.cell.budget.examples
+        examples = self.config.budget.examples
         if examples is None:
-            examples = int(self.cell.recipe.epochs * self.train_rows())
-        return max(1, round(examples * share / self.cell.recipe.batch))
+            examples = int(self.config.recipe.epochs * self.train_rows())
+        return max(1, round(examples * share / self.config.recipe.batch))
 
     def train_rows(self) -> int:
         """Number of training rows; 0 where the task has none."""
@@ -79,11 +86,35 @@ class CellContext:
         """A CPU generator seeded from (seed, name)."""
         return generator(self.seed, "method", name)
 
+    def cell(self, name: str) -> nn.Module:
+        """The exported model of a finished cell that this one needs, loaded anew at every call."""
+        return needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
+
+    def calibration(self) -> Tensor:
+        """Token ids (sequences, length), drawn once; what they are is kept in `calibrated`.
+
+        Raises `UserError` where the text is too short; `ValueError` for a method without the trait `calibration`.
+        """
+        config = self.config.calibration
+        if config is None or config.length is None:
+            raise ValueError(f"{self.config.method} has no trait calibration")
+        if self._calibration is None:
+            source = calibration.SOURCES[config.source]
+            rows = self.task.sources.rows(source.dataset, calibration.SPLIT)
+            seed = self.seed if config.seed is None else config.seed
+            ids = calibration.draw(rows.data[source.column][:], self._encode_plain, source, config.sequences, config.length, seed)
+            self.calibrated = {**rows.describe(), "sequences": len(ids), "length": config.length, "ids_sha256": calibration.ids_hash(ids)}
+            self._calibration = torch.tensor(ids)
+        return self._calibration
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
     def batches(self, split: str, n: int | None = None) -> Iterator[Batch]:
         """Padded batches of the first `n` rows (at most the budget's examples) in the cell's own row order."""
         examples = self.examples(split)
         order = torch.randperm(len(examples), generator=generator(self.seed, "rows", split)).tolist()
-        limit = min(filter(None, (n, self.cell.budget.examples, len(examples))))
+        limit = min(filter(None, (n, self.config.budget.examples, len(examples))))
         collate, size = collator(self.tokenizer), self.run.eval_batch
         for start in range(0, limit, size):
             chosen = order[start : min(start + size, limit)]
@@ -94,14 +125,16 @@ class CellContext:
             yield {key: value.to(self.device) for key, value in batch.items()}
 
     def once(self, name: str, fn: Callable[[], T]) -> T:
-        """Tensors (a dict of them) or JSON, computed once per cell and read back after a resume."""
+        """Tensors (a dict of them) or JSON, computed once per cell (by its first process) and read back after a resume."""
         folder = self.folder / "once" / name
-        if checkpoint.verified(folder):
-            tensors = folder / "value.safetensors"
-            return load_file(tensors) if tensors.exists() else json.loads((folder / "value.json").read_text())
-        value = fn()
-        checkpoint.write_sealed(folder, lambda aside: _write_value(aside, value))
-        return value
+        if distributed.is_main() and not checkpoint.verified(folder):
+            value = fn()
+            checkpoint.write_sealed(folder, lambda aside: _write_value(aside, value))
+            if distributed.world() == 1:
+                return value
+        distributed.barrier()
+        tensors = folder / "value.safetensors"
+        return load_file(tensors) if tensors.exists() else json.loads((folder / "value.json").read_text())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -134,20 +167,21 @@ class CellContext:
         progress.seconds = listener.seconds()
         self._keep_selected(model, plan, progress)
         self._close(phase, progress, meter)
-        checkpoint.write_sealed(final, lambda aside: self._write_final(aside, model))
+        if distributed.is_main():
+            checkpoint.write_sealed(final, lambda aside: self._write_final(aside, model))
+        distributed.barrier()
         return model
 
     def _plan(self, phase: str, share: float, select: bool, folder: Path) -> PhasePlan:
-        recipe, steps = self.cell.recipe, self.steps(share)
-        micro = self.run.micro_batch or recipe.batch
-        if recipe.batch % micro:
-            raise UserError(f"run.micro_batch={micro} does not divide recipe.batch={recipe.batch}; allowed: a divisor of it")
-        n = self.cell.budget.evaluations
+        recipe, steps = self.config.recipe, self.steps(share)
+        micro = self.run.micro_batch or recipe.batch // distributed.world()
+        n = self.config.budget.evaluations
         evaluate_at = sorted({max(1, round(steps * i / n)) for i in range(1, n + 1)}) if select and self._selects() else []
         return PhasePlan(
             name=phase, folder=folder, steps=steps, recipe=recipe, micro_batch=micro, device=self.device,
-            autocast=self.cell.precision == "bf16_autocast", seed=derive(self.seed, "order"),
+            autocast=self.config.precision == "bf16_autocast", seed=derive(self.seed, "order"),
             checkpoint_steps=self.run.checkpoint_steps, evaluate_at=tuple(evaluate_at),
+            compute=self.compute if distributed.world() > 1 else "single",
         )  # fmt: skip
 
     def _selects(self) -> bool:
@@ -162,8 +196,9 @@ class CellContext:
             "rule": rule, "phase": plan.name, "last_step": plan.steps,
             "step": progress.best_step or plan.steps, "metric": progress.best_value,
         }  # fmt: skip
-        with untouched_generators():
-            self.evaluator.run(model, "last")
+        if distributed.is_main():
+            with untouched_generators():
+                self.evaluator.run(model, "last")
         if progress.best_step not in (None, plan.steps):
             read_state(plan.folder / f"best-{progress.best_step}", model, self.method)
 
@@ -173,7 +208,8 @@ class CellContext:
 
     def _write_final(self, folder: Path, model: nn.Module) -> None:
         write_state(folder, model, self.method)
-        notes = {"phase": asdict(self.phases[-1]), "selection": self.selection, "optimizer_bytes": self.optimizer_bytes}
+        own = [asdict(result) for result in self.evaluator.results if result.variant == "last"]
+        notes = {"phase": asdict(self.phases[-1]), "selection": self.selection, "optimizer_bytes": self.optimizer_bytes, "last": own}
         write_json(folder / "notes.json", notes)
 
     def _restore_notes(self, folder: Path) -> None:
@@ -181,7 +217,7 @@ class CellContext:
         self.phases.append(Phase(**notes["phase"]))
         self.earlier_seconds += self.phases[-1].seconds
         self.selection, self.optimizer_bytes = notes["selection"], notes["optimizer_bytes"]
-        self.evaluator.restore("last")
+        self.evaluator.restore("last", notes["last"])
 
 
 class PhaseListener(Listener):
@@ -190,20 +226,32 @@ class PhaseListener(Listener):
     def __init__(self, ctx: CellContext, phase: str, meter: PeakMeter, earlier: float) -> None:
         self.ctx, self.phase, self.meter, self.earlier = ctx, phase, meter, earlier
         self.file = ctx.folder / "history.jsonl"
+        self.steps = 0
 
     def rewind(self, plan: PhasePlan) -> None:
         """Drop lines of this phase that the newest checkpoint does not include; training will write them again."""
+        self.steps = plan.steps
+        if not distributed.is_main():
+            return
         folder = resumable(plan.folder)
         step = int(folder.name.split("-")[1]) if folder else 0
         if self.file.exists():
-            whole, _, _ = self.file.read_text().rpartition("\n")  # a kill may have torn the last line
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = _whole_lines(self.file)
             kept = [line for line in lines if line["phase"] != self.phase or line["step"] <= step]
             self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._reached(step)
 
     def history(self, entry: dict[str, Any]) -> None:
+        if not distributed.is_main():
+            return
         with self.file.open("a") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self._reached(entry["step"])
+
+    def _reached(self, step: int) -> None:
+        """What a live view and `parebench-sweep status` read; a loss of power may lose it."""
+        progress = {"phase": self.phase, "step": step, "steps": self.steps}
+        write_json(self.ctx.folder / "progress.json", progress, durable=False)
 
     def seconds(self) -> float:
         return self.earlier + self.meter.seconds
@@ -214,6 +262,15 @@ class PhaseListener(Listener):
         value = evaluation.metrics[evaluation.primary]
         self.history({"phase": self.phase, "step": step, f"selection/{evaluation.primary}": value})
         return value if evaluation.higher_is_better else -value
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The entries of a learning curve; a kill may have torn its last line, a loss of power any."""
+    found: list[dict[str, Any]] = []
+    for line in file.read_text(errors="replace").splitlines(True):
+        with suppress(ValueError):
+            found += [json.loads(line)] if line.endswith("\n") else []
+    return found
 
 
 def _earlier_seconds(folder: Path) -> float:

@@ -25,7 +25,7 @@ class CostSheet:
 
     def __init__(self, method: Method, traits: Traits, ctx: CellContext, head: Head | None, base: nn.Module) -> None:
         self.method, self.traits, self.ctx, self.head = method, traits, ctx, head
-        self.length = min(LEDGER_TOKENS, ctx.cell.model.max_length)
+        self.length = min(LEDGER_TOKENS, ctx.config.model.max_length)
         self.base = cost.content_hashes(base)
         self.parts: dict[str, Any] = {}
 

@@ -1,68 +1,79 @@
 """Runs one cell in fresh processes of a warm server and says how it ended. Torch-free: the dispatcher never imports torch."""
 
-import json
+import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, replace
 from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from harness import sourcetexts, worker
+from harness import lease, limits, origin, outcome, plan, ranks, remake, slots, sourcetexts, worker
+from harness.config import RunConfig
+from harness.flag import Flag
+from harness.lease import Lease
+from harness.limits import Limits
+from harness.outcome import Outcome
 from harness.plan import Planned
-from harness.store import Store, write_json
+from harness.policy import policy_of
+from harness.worker import Terms
 
+log = logging.getLogger(__name__)
 CLASSES = {
     worker.DONE: "done", worker.REFUSED: "error", worker.ERROR: "error", worker.DIVERGED: "diverged",
-    worker.OUT_OF_MEMORY: "oom", worker.INTERRUPTED: "interrupted",
+    worker.OUT_OF_MEMORY: "oom", worker.DISK_FULL: "disk_full", worker.INTERRUPTED: "interrupted", worker.LOST: "interrupted",
 }  # fmt: skip
-LAST_LINES = 5
-REPLACED = ".replaced"
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Of the server and so of every cell; it must be set before the server starts. Spinning OpenMP threads slow a cell
 several times on a machine that does anything else, sleeping ones cost microseconds."""
 
+UNLIMITED = Limits(None, None)
+
 _live: set[BaseProcess] = set()
-_lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended."""
-
-    cell: str
-    label: str
-    """What a person calls it."""
-    status: str
-    """`done`, `diverged`, `error`, `interrupted` or `oom` (only on evidence)."""
-    code: int
-    """Exit code of the last process; negative = signal."""
-    lines: tuple[str, ...] = ()
-    """Last lines of its log, where it failed."""
-    seconds: float = 0.0
+_stopping = Flag()
 
 
 def run(planned: Planned) -> Outcome:
     """Run a cell to its record, or leave `outcome.json` with its class and last lines; a finished cell is not run again."""
-    store, folder = Store(planned.resolved.run.store), planned.folder
-    if planned.resolved.run.force:
-        _move_aside(folder)
-    if store.record(planned.cell) is not None:
-        return Outcome(planned.cell, planned.label, "done", worker.DONE)
-    started = time.perf_counter()
-    sourcetexts.keep(planned.identity.sources, store.root)
-    (folder / "outcome.json").unlink(missing_ok=True)
-    code, evidence = _processes(planned, folder)
-    status = classify(code, evidence)
-    lines = () if status == "done" else last_lines(folder / "log.txt")
-    outcome = Outcome(planned.cell, planned.label, status, code, lines, time.perf_counter() - started)
-    if status != "done":
-        write_json(folder / "outcome.json", asdict(outcome))
-    return outcome
+    try:
+        return _run(planned)
+    except OSError as error:  # a store that is full or gone for a moment takes this cell down, not the sweep
+        status = "disk_full" if limits.disk_full(error) else "error"
+        ended = Outcome(planned.cell, planned.label, status, worker.ERROR, (str(error),), ended=time.time())
+        with suppress(OSError):
+            ended.write(planned.folder)
+        return ended
+
+
+def _run(planned: Planned) -> Outcome:
+    policy, started, retries = policy_of(planned.resolved.run), time.perf_counter(), 0
+    state, reason, way = plan.verdict(planned.resolved, planned.identity)
+    old = planned.store.has_record(planned.cell)
+    while state == plan.RUN and not _stopping.is_set():
+        held = _take(planned, way, reason, old)
+        if held is None:
+            break
+        if policy.force:
+            remake.release(planned.store, planned.cell)  # what was to be reproduced is given up
+        ended = replace(_attempt(planned, held, way), seconds=time.perf_counter() - started)
+        _leave(ended, held)
+        if not policy.again(ended, retries):
+            return ended
+        retries += 1
+    return _not_run(planned, state, reason)
+
+
+def check_devices(cells: Iterable[Planned]) -> None:
+    """Refuse cells that ask for more accelerators than this machine has, before the first starts."""
+    for cell in cells:
+        run = cell.resolved.run
+        if run.gpus and run.device != "cpu":
+            slots.check(run.gpus, slots.visible())
 
 
 def classify(code: int, killed_for_memory: bool) -> str:
@@ -74,28 +85,38 @@ def classify(code: int, killed_for_memory: bool) -> str:
     return CLASSES.get(code, "error")
 
 
-def last_lines(log: Path) -> tuple[str, ...]:
-    """The last non-empty lines of a log; empty where there is none."""
-    if not log.is_file():
-        return ()
-    return tuple([line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:])
-
-
-def in_process(call: str, arguments: tuple[Any, ...], log: Path, threads: int) -> int:
-    """Run `package.module:function(*arguments)` in one fresh process; its exit code, negative where a signal ended it."""
-    with _lock:
-        process = server().Process(target=worker.entry, args=(call, arguments, log, threads))
-        process.start()
-        _live.add(process)
-    process.join()
-    _live.discard(process)
-    return process.exitcode
+def in_process(call: str, arguments: tuple[Any, ...], terms: Terms, allowed: Limits = UNLIMITED, count: int = 1) -> limits.Ending:
+    """Run `package.module:function(*arguments)` in `count` fresh processes, each under the limits; how they ended."""
+    with ranks.meeting(count) as members:
+        processes = [server().Process(target=worker.entry, args=(call, arguments, terms, rank)) for rank in members]
+        with limits.PROCESSES:
+            for process in processes:
+                process.start()
+            _live.update(processes)
+        try:
+            ending, which = ranks.supervise(processes, allowed)
+        finally:
+            _live.difference_update(processes)
+    ranks.gather_logs(terms.folder / "log.txt", count, last=which)
+    return ending
 
 
 def stop_all() -> None:
-    """Ask every running cell to save and stop."""
+    """Ask every running cell to save and stop, and start none."""
+    _stopping.set()
     for process in list(_live):
-        process.terminate()
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
+
+
+def stopped() -> bool:
+    """Has `stop_all` been called?"""
+    return _stopping.is_set()
+
+
+def start_again() -> None:
+    """Take back `stop_all` for the next sweep of this process."""
+    _stopping.clear()
 
 
 def cores() -> int:
@@ -110,43 +131,124 @@ def server() -> multiprocessing.context.BaseContext:
     path = [str(sourcetexts.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # the server does not inherit sys.path
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.warm"])
+    context.set_forkserver_preload(["harness.deaf", "harness.warm"])
     return context
 
 
-def _processes(planned: Planned, folder: Path) -> tuple[int, bool]:
-    run = planned.resolved.run
-    threads, log = run.threads or cores(), folder / "log.txt"
-    kills = _memory_kills()
-    code = in_process("harness.worker:run", (planned.container,), log, threads)
-    if code == worker.DONE:
-        code = in_process("harness.worker:seal", (folder, run.device, run.keep_model), log, threads)
-    return code, _memory_kills() > kills
+@cache
+def accelerators() -> slots.Slots:
+    """The accelerators of this machine that cells share."""
+    return slots.Slots(slots.visible())
 
 
-def _memory_kills() -> int:
-    """How often the kernel has killed a process of this control group for memory; 0 where no counter can be read."""
-    try:
-        group = Path("/proc/self/cgroup").read_text().strip().rsplit("::", 1)[-1].lstrip("/")
-        events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
+def _take(planned: Planned, way: str, reason: str, old: bool) -> Lease | None:
+    """The lease of a cell; an old record's folder is moved aside while it is held, for else another sweep's new one could be moved.
 
-
-def _move_aside(folder: Path) -> None:
-    """Keep a finished cell's folder under `<store>/.replaced/`; an unfinished one stays and is resumed."""
-    if not (folder / "record.json").exists():
-        return
-    aside = folder.parent / REPLACED
-    aside.mkdir(exist_ok=True)
-    folder.rename(aside / f"{folder.name}-{len(list(aside.glob(f'{folder.name}-*'))) + 1}")
-
-
-def read_outcome(folder: Path) -> Outcome | None:
-    """What a failed cell left; None where it left nothing."""
-    path = folder / "outcome.json"
-    if not path.is_file():
+    `old`: there was a record when the cell was judged; one that came since is another sweep's, and needs no attempt.
+    """
+    store, sweep = planned.store, planned.resolved.run.sweep
+    held = lease.take(planned.folder, sweep)
+    if held is None or way == plan.MEASURE or not store.has_record(planned.cell):
+        return held
+    if not old:
+        held.drop(planned.folder)
         return None
-    values = json.loads(path.read_text())
-    return Outcome(**{**values, "lines": tuple(values["lines"])})
+    if way == plan.REMAKE:
+        remake.mark(planned.folder)  # to be reproduced, since only its weights are gone
+    moved = store.set_aside(planned.cell)
+    held.drop(moved)
+    log.info("%s: %s; its folder is kept under %s", planned.cell, reason, moved)
+    return lease.take(planned.folder, sweep)
+
+
+def _attempt(planned: Planned, held: Lease, way: str) -> Outcome:
+    """One attempt at a cell: its processes, and what they left."""
+    folder = planned.folder
+    sources = sourcetexts.sources(planned.resolved.cell.method)  # as they are now: a sweep may have been planned days ago
+    sourcetexts.keep(sources, planned.store.root)
+    (folder / outcome.FILE).unlink(missing_ok=True)
+    if way != plan.MEASURE:
+        origin.claim(folder, sources, origin.dependencies(planned.store, planned.identity.needs))
+    saved = _saved(folder)
+    with _devices(planned) as devices:
+        ending = _processes(planned, held, devices, way)
+    in_time = ending.code == worker.DONE or ending.killed_for != "time"
+    status = classify(ending.code, ending.evidence()) if in_time else "timeout"
+    if way != plan.MEASURE and planned.store.has_record(planned.cell):
+        status = "done"  # whatever hit it after its last act
+    lines = () if status == "done" else (*outcome.last_lines(folder / "log.txt"), *_why(ending, planned.resolved.run))
+    return Outcome(planned.cell, planned.label, status, ending.code, lines, 0.0, _saved(folder) > saved, sources, time.time())
+
+
+def _why(ending: limits.Ending, run: RunConfig) -> tuple[str, ...]:
+    """What a process that a signal ended could not say itself."""
+    if ending.killed_for == "time":
+        return (f"over its time limit, run.time_limit_minutes={run.time_limit_minutes:g}",)
+    if ending.killed_for == "memory":
+        return (f"held {ending.last_rss / 1e9:.2f} GB, over its limit, run.memory_limit_gb={run.memory_limit_gb:g}",)
+    if ending.evidence():
+        return (f"killed for memory: it held {ending.last_rss / 1e9:.2f} GB of {ending.bound / 1e9:.2f} GB",)
+    return (f"ended by {signal.Signals(-ending.code).name}",) if ending.code < 0 else ()
+
+
+def _processes(planned: Planned, held: Lease, devices: list[str] | None, way: str) -> limits.Ending:
+    """The cell's run up to its unsealed record, then the seal in a second process; what is already unsealed is only sealed.
+
+    A finished cell that lacks a protocol is only measured.
+    """
+    run, folder = planned.resolved.run, planned.folder
+    memory = None if run.memory_limit_gb is None else int(run.memory_limit_gb * 1e9)
+    count = planned.resolved.processes
+    terms = Terms(folder, held.number, max(1, (run.threads or cores()) // count), devices, memory)
+    seconds = None if run.time_limit_minutes is None else 60 * run.time_limit_minutes
+    if way == plan.MEASURE:
+        return in_process("harness.worker:measure", (planned.container,), terms, Limits(seconds, memory))
+    if not (folder / worker.UNSEALED).exists():
+        ending = in_process("harness.worker:run", (planned.container,), terms, Limits(seconds, memory), count)
+        if ending.code != worker.DONE:
+            return ending
+        seconds = None if seconds is None else max(1.0, seconds - ending.seconds)
+    ending = in_process("harness.worker:seal", (folder, run.device, run.keep_model), terms, Limits(seconds, memory))
+    if ending.code in (worker.ERROR, worker.REFUSED):
+        (folder / worker.UNSEALED).unlink(missing_ok=True)  # an export that does not verify is made anew
+    return ending
+
+
+def _devices(planned: Planned) -> AbstractContextManager[list[str] | None]:
+    """The accelerators that a cell may see; None = leave that to the environment."""
+    run = planned.resolved.run
+    if run.device == "cpu" or ":" in run.device or (run.gpus is None and not slots.visible()):
+        return nullcontext(None)
+    several = planned.resolved.compute.kind != "single"
+    return accelerators().take(planned.resolved.processes if several else 1 if run.gpus is None else run.gpus)
+
+
+def _leave(ended: Outcome, held: Lease) -> None:
+    """Note an attempt's end; a disk that is full or gone takes nothing else down."""
+    try:
+        if ended.status != "done":
+            ended.write(held.folder)
+        held.end(asdict(ended))
+    except OSError as error:
+        log.warning("the end of cell %s (%s) could not be noted: %s", ended.cell, ended.status, error)
+
+
+def _not_run(planned: Planned, state: str, reason: str) -> Outcome:
+    """What is to be said of a cell that needs no attempt, or may have none now."""
+    if state == plan.STALE:
+        return Outcome(planned.cell, planned.label, "stale", worker.ERROR, (reason,))
+    if planned.store.has_record(planned.cell):
+        return Outcome(planned.cell, planned.label, "done", worker.DONE)
+    if lease.holder(planned.folder) is not None:
+        return Outcome(planned.cell, planned.label, "leased", worker.LOST, ("another sweep runs it",))
+    last = outcome.read(planned.folder)
+    return last or Outcome(planned.cell, planned.label, "interrupted", worker.INTERRUPTED, ("not started: the sweep was stopped",))
+
+
+def _saved(folder: Path) -> tuple[int, int]:
+    """How far the checkpoints of a cell reach: finished phases, newest step."""
+    steps = [0]
+    for path in folder.glob("checkpoints/*/checkpoint-*"):
+        with suppress(ValueError):
+            steps.append(int(path.name.rpartition("-")[2]))
+    return len(list(folder.glob("checkpoints/*/final"))), max(steps)

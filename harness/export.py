@@ -1,5 +1,6 @@
 """Leaving a stock transformers checkpoint, and proving in a fresh process that it is the model that was measured."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.checkpoint import save_tensors
 from harness.seeding import generator
+from harness.store import file_hash
 
 PROBE_ROWS, PROBE_TOKENS = 4, 16
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -48,13 +50,33 @@ def export(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ids = probe_ids(model.config.get_text_config().vocab_size)
-    save_tensors(probe_file(folder), {"input_ids": ids, "logits": probe_logits(model)})
+    trainable = torch.tensor([parameter.requires_grad for parameter in model.parameters()])
+    save_tensors(probe_file(folder), {"input_ids": ids, "logits": probe_logits(model), "trainable": trainable})
 
 
-def reload(folder: Path) -> nn.Module:
-    """The exported model, loaded as any user would, in its saved dtype."""
+def reload(folder: Path, dtype: torch.dtype | str = "auto", attention: str | None = None) -> nn.Module:
+    """The exported model, loaded as any user would; `auto` = in its saved dtype."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    return getattr(transformers, architecture).from_pretrained(folder, dtype="auto", local_files_only=True)
+    return getattr(transformers, architecture).from_pretrained(folder, dtype=dtype, attn_implementation=attention, local_files_only=True)
+
+
+def as_measured(folder: Path, dtype: torch.dtype, attention: str | None) -> nn.Module:
+    """The exported model in eval mode, so that it gives the numbers to the last digit that it gave before it was exported.
+
+    PyTorch takes other kernels for parameters that require gradients, also where none are computed, so these flags come back too.
+    """
+    model = reload(folder, dtype, attention)
+    probe = probe_file(folder)
+    trainable = load_file(probe).get("trainable") if probe.is_file() else None  # exports from before it was noted have none
+    for parameter, flag in zip(model.parameters(), () if trainable is None else trainable.tolist(), strict=trainable is not None):
+        parameter.requires_grad_(flag)
+    return model.eval()
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over the names and contents of an exported folder's weight files."""
+    files = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {file_hash(file)}\n" for file in files).encode()).hexdigest()
 
 
 def verify(folder: Path, device: str) -> dict[str, Any]:

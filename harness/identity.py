@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from harness.config import ModelConfig
 from harness.resolve import Resolved, steps
 from harness.typed import plain
 from harness.weights import fingerprint
-from tasks.datasets import DATASETS
+from tasks.calibration import SOURCES, SPLIT
 from tasks.sources import Sources
-from tasks.spec import ClassificationConfig
+from tasks.spec import LmEvalConfig
 
+UNVERSIONED = {"version": 1}
+"""A protocol's version marks results (`harness.stale`), not cells, so that a new version never retrains. Hashed as it always was."""
 LENGTH = 12
 """Hexadecimal digits of a cell id."""
 
@@ -32,6 +34,8 @@ class Identity:
     """No seed can change the numbers, so the seed is left out."""
     sources: dict[str, str]
     """Hashes of the method's source files; not part of the id, they decide staleness."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """Name -> cell id of the cells that this one is made from."""
 
 
 def identify(resolved: Resolved) -> Identity:
@@ -41,9 +45,11 @@ def identify(resolved: Resolved) -> Identity:
     """
     run = resolved.run
     weights = fingerprint(resolved.cell.model, run.assets, resolved.data_dir)
-    data = data_fingerprints(resolved.cell.task, _sources(resolved.data_dir, run.assets, run.offline))
-    canonical = canonical_half(resolved, weights, data)
-    return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.sources(resolved.cell.method))
+    sources = _sources(resolved.data_dir, run.assets, run.offline)
+    data = data_fingerprints(resolved.cell.task, sources) | _calibration_fingerprint(resolved, sources)
+    needs = {name: identify(need).cell for name, need in resolved.needs.items()}
+    canonical = canonical_half(resolved, weights, data) | ({"dependencies": needs} if needs else {})
+    return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.sources(resolved.cell.method), needs)
 
 
 def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> dict[str, Any]:
@@ -52,11 +58,13 @@ def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> di
     half: dict[str, Any] = {
         "method": {"name": cell.method, **plain(cell.method_config)},
         "model": model_half(cell.model, weights),
-        "task": plain(cell.task),
+        "task": plain(cell.task) | UNVERSIONED,
         "data": data,
         "budget": plain(cell.budget),
         "precision": cell.precision,
     }
+    if cell.calibration is not None:
+        half["calibration"] = plain(cell.calibration)
     if steps(traits):
         half["recipe"] = plain(cell.recipe)
     if not deterministic(resolved):
@@ -70,8 +78,23 @@ def model_half(model: ModelConfig, weights: str) -> dict[str, Any]:
 
 
 def deterministic(resolved: Resolved) -> bool:
-    """True where the method neither trains nor draws anything."""
-    return not resolved.traits.trains and not resolved.traits.randomness
+    """True where neither the method nor a cell that it needs trains or draws anything."""
+    own = not resolved.traits.trains and not _draws(resolved)
+    return own and all(deterministic(need) for need in resolved.needs.values())
+
+
+def _draws(resolved: Resolved) -> set[str]:
+    """What the cell's seed decides beside training: the method's own draws, and calibration text without a seed of its own."""
+    calibration = resolved.cell.calibration
+    own = set(resolved.traits.randomness)
+    if calibration is None:
+        return own
+    return own | {"calibration"} if calibration.seed is None else own - {"calibration"}
+
+
+def _calibration_fingerprint(resolved: Resolved, sources: Sources) -> dict[str, str]:
+    calibration = resolved.cell.calibration
+    return {} if calibration is None else {"calibration": sources.fingerprint(SOURCES[calibration.source].dataset, SPLIT)}
 
 
 def digest(canonical: dict[str, Any]) -> str:
@@ -81,16 +104,12 @@ def digest(canonical: dict[str, Any]) -> str:
 
 
 def data_fingerprints(task: Any, sources: Sources) -> dict[str, str]:
-    """Split of the source -> fingerprint of its content, for every split that the task reads."""
-    return {split: sources.fingerprint(task.dataset, split) for split in source_splits(task)}
+    """Fingerprint of the content of every split that the task reads, by the name that the task gives it (mostly the split's).
 
-
-def source_splits(task: Any) -> tuple[str, ...]:
-    """The splits of the source that a task reads; its dev rows are the first split called `validation...`."""
-    if not isinstance(task, ClassificationConfig):
-        return (task.split,)
-    dev = next(split for split in DATASETS[task.dataset].splits if split.startswith("validation"))
-    return (dev,) if task.rows == "val-split" else ("train", dev)
+    And the version of a library whose own definition the task is.
+    """
+    definitions = task.definitions() if isinstance(task, LmEvalConfig) else {}
+    return {name: sources.fingerprint(*place) for name, place in task.reads().items()} | definitions
 
 
 @cache

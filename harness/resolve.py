@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,33 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import recipes
-from harness.config import BudgetConfig, Cell, ModelConfig, Recipe, RunConfig, Top
+from harness import recipes, slots
+from harness.config import (
+    CALIBRATION_LENGTH,
+    BudgetConfig,
+    CalibrationConfig,
+    Cell,
+    ComputeConfig,
+    ModelConfig,
+    Recipe,
+    RunConfig,
+    Top,
+    TrackerConfig,
+)
 from harness.nearmiss import unknown
 from harness.registry import MethodSpec, load_spec
 from harness.typed import build, shown
 from methods.spec import Traits, UserError
-from tasks.datasets import DATASETS
-from tasks.spec import KINDS
+from tasks.calibration import overlap
+from tasks.datasets import DATASETS, named
+from tasks.spec import KINDS, TaskConfig
 
-BLOCKS = ("method", "model", "task", "budget", "recipe", "run")
-TOP = (*BLOCKS, "seed", "precision", "data_dir", "table")
+BLOCKS = ("method", "model", "task", "budget", "recipe", "run", "compute", "tracker")
+NEEDS = "dependencies"
+"""Key under which `harness.plan` puts the configurations of the cells that a cell needs; nobody types it."""
+PROTOCOL_TASKS = "protocol_tasks"
+"""Key under which `harness.plan` puts the task configurations of `protocols`; nobody types it."""
+TOP = (*BLOCKS, "calibration", "seed", "precision", "data_dir", "protocols", "table", NEEDS, PROTOCOL_TASKS)
 UNTRAINED = {"lr": 0.0}
 """The learning rate of a cell without optimizer steps; its recipe is no part of its identity."""
 
@@ -33,6 +49,19 @@ class Resolved:
     run: RunConfig
     data_dir: Path | None
     """A local data folder, or None."""
+    tracker: TrackerConfig
+    needs: dict[str, "Resolved"] = field(default_factory=dict)
+    """The cells that the method needs, by the name that it gave them."""
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig("single", None))
+    protocols: dict[str, TaskConfig] = field(default_factory=dict)
+    """More tasks that the model is measured on, by name."""
+    asked: tuple[str, ...] = ()
+    """The names under `protocols` as they were typed."""
+
+    @property
+    def processes(self) -> int:
+        """How many processes train this cell."""
+        return processes(self.compute, self.run)
 
     @property
     def spec(self) -> MethodSpec:
@@ -51,8 +80,10 @@ def resolve(cfg: DictConfig) -> Resolved:
     Raises `UserError` with one sentence on the first thing that is wrong.
     """
     values = _plain(cfg)
-    top = build(Top, {key: values.get(key) for key in ("seed", "precision", "data_dir")}, "")
+    top = build(Top, {key: values.get(key) for key in ("seed", "precision", "data_dir")} | {"protocols": values.get("protocols") or []}, "")
     run = build(RunConfig, values["run"], "run")
+    compute = build(ComputeConfig, values["compute"], "compute")
+    tracker = build(TrackerConfig, values["tracker"], "tracker")
     spec, config, matchers = _method(values["method"])
     model = build(ModelConfig, values["model"], "model")
     task = _task(values["task"])
@@ -60,8 +91,41 @@ def resolve(cfg: DictConfig) -> Resolved:
     names = {"task": task.name, "model": model.name, "budget": budget.name}
     recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
     _check_run(run, recipe)
-    cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins)
-    return Resolved(cell, run, _folder(top.data_dir))
+    _check_batch(recipe.batch, run.micro_batch, processes(compute, run))
+    calibration = _calibration(values.get("calibration") or {}, spec.adjusted(config), model, task)
+    cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins, calibration)
+    needs = {str(name): resolve(OmegaConf.create(need)) for name, need in (values.get(NEEDS) or {}).items()}
+    protocols = protocol_tasks(values.get(PROTOCOL_TASKS) or {}, task)
+    return Resolved(cell, run, _folder(top.data_dir), tracker, needs, compute, protocols, tuple(dict.fromkeys(top.protocols)))
+
+
+def processes(compute: ComputeConfig, run: RunConfig) -> int:
+    """How many processes train a cell, one per accelerator where there are any; `UserError` where that many cannot be had."""
+    kind, given = compute.kind, compute.processes
+    if kind == "single":
+        return 1
+    if ":" in run.device:
+        raise UserError(f"run.device={run.device} is one accelerator and compute={kind} uses several; give run.device=cuda or cpu")
+    there = 0 if run.device == "cpu" else len(slots.visible())
+    if there and run.gpus and given and run.gpus != given:
+        raise UserError(f"run.gpus={run.gpus} and compute.processes={given} contradict each other; give one of them")
+    wanted = given or (there and run.gpus) or there
+    if not wanted:
+        raise UserError(f"compute={kind} finds no accelerators for run.device={run.device}; give compute.processes=<number> for a CPU")
+    if there and wanted > there:
+        raise UserError(f"compute.processes={wanted} is more than the {there} accelerators here; give at most {there}, or run.device=cpu")
+    return wanted
+
+
+def protocol_tasks(blocks: Mapping[str, Any], own: TaskConfig) -> dict[str, TaskConfig]:
+    """The typed tasks of `protocols`; `UserError` where one is the cell's own or two are the same protocol."""
+    tasks = {str(name): _task(block) for name, block in blocks.items()}
+    known = {own.protocol(): "the cell's own task, which is measured anyway"}
+    for name, task in tasks.items():
+        if task.protocol() in known:
+            raise UserError(f"protocols={name} is {known[task.protocol()]}; leave it out")
+        known[task.protocol()] = f"the same protocol as {name}"
+    return tasks
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -77,7 +141,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         if key == "sweeps":
             raise UserError("sweeps=... was read as plain values; begin that sweep file with the line '# @package _global_'")
         if key not in TOP and key != "hydra":
-            raise UserError(unknown("the top-level key", str(key), TOP, sign=" "))
+            raise UserError(unknown("the top-level key", str(key), set(TOP) - {NEEDS, PROTOCOL_TASKS}, sign=" "))
     for key in BLOCKS:
         if not OmegaConf.is_dict(cfg.get(key)):
             write = f"{key}.<key>=<value>" if key in ("recipe", "run") else f"{key}=<name> with a name that parebench --help lists"
@@ -101,9 +165,21 @@ def _task(values: Mapping[str, Any]) -> Any:
     if kind not in KINDS:
         raise UserError(unknown("task.kind", str(kind), KINDS))
     task = build(KINDS[kind], values, "task")
-    if task.dataset not in DATASETS:
+    if task.dataset is not None and task.dataset.partition(":")[0] not in DATASETS:
         raise UserError(unknown("task.dataset", task.dataset, DATASETS))
+    if task.dataset is not None:
+        named(task.dataset)
     return task
+
+
+def _calibration(values: Mapping[str, Any], traits: Traits, model: ModelConfig, task: Any) -> CalibrationConfig | None:
+    config = build(CalibrationConfig, values, "calibration")
+    if not traits.calibration:
+        return None
+    evaluated = (task.dataset, getattr(task, "split", None))
+    if overlap(config.source, [evaluated]):
+        raise UserError(f"calibration.source={config.source} is the text that task {task.name} is measured on; give another one")
+    return replace(config, length=config.length or min(CALIBRATION_LENGTH, model.max_length))
 
 
 def _recipe(
@@ -129,8 +205,14 @@ def steps(traits: Traits) -> bool:
 def _check_run(run: RunConfig, recipe: Recipe) -> None:
     if problem := _unusable(run.store):
         raise UserError(f"run.store={run.store} {problem}; give the path of a folder that is yours, which is made where there is none")
-    if run.micro_batch is not None and recipe.batch % run.micro_batch:
-        raise UserError(f"run.micro_batch={run.micro_batch} does not divide recipe.batch={recipe.batch}; allowed: a divisor of it")
+
+
+def _check_batch(batch: int, micro: int | None, count: int) -> None:
+    if micro is not None and batch % micro:
+        raise UserError(f"run.micro_batch={micro} does not divide recipe.batch={batch}; allowed: a divisor of it")
+    if batch % ((micro or 1) * count):
+        product = f"compute.processes={count}" if micro is None else f"compute.processes={count} times run.micro_batch={micro}"
+        raise UserError(f"{product} does not divide recipe.batch={batch}, the global batch; allowed: a divisor of it")
 
 
 def _unusable(store: str) -> str | None:

@@ -25,7 +25,8 @@ def sources(slug: str) -> dict[str, str]:
     while todo:
         path = todo.pop()
         if path not in seen:
-            seen[path], imported = _parsed(path)
+            status = path.stat()
+            seen[path], imported = _parsed(path, status.st_mtime_ns, status.st_size)
             todo += imported
     return {path.relative_to(ROOT).as_posix(): seen[path] for path in sorted(seen)}
 
@@ -38,8 +39,20 @@ def keep(hashes: dict[str, str], store: Path) -> None:
             write_atomically(target, (ROOT / name).read_text())
 
 
+def kept(digest: str | None, store: Path) -> str:
+    """The text that `keep` kept under a hash; empty where there is none."""
+    path = store / KEPT / f"{digest}.py"
+    return path.read_text() if digest and path.is_file() else ""
+
+
+def text(name: str) -> str:
+    """Today's text of a source file, by its path relative to the package root."""
+    return (ROOT / name).read_text()
+
+
 @cache
-def _parsed(path: Path) -> tuple[str, tuple[Path, ...]]:
+def _parsed(path: Path, changed: int, size: int) -> tuple[str, tuple[Path, ...]]:
+    """Hash and imported files of one source; a file that is edited while a sweep runs is read again."""
     tree = ast.parse(path.read_text())
     modules = dict.fromkeys(module for module in _imports(tree) if module.startswith("methods.") and not module.startswith(INTERFACE))
     files = tuple(file for module in modules if (file := _file(module)))

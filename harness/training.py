@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from harness import checkpoint, guard
+from harness import checkpoint, distributed, guard, sharding
+from harness.batching import SHARE, GlobalBatches, TrainLoader
 from harness.config import Recipe
 from harness.store import write_json
 from harness.worker import stop_requested
@@ -33,6 +35,7 @@ class PhasePlan:
     steps: int
     recipe: Recipe
     micro_batch: int
+    """Examples per forward pass of each process."""
     device: str
     autocast: bool
     seed: int
@@ -40,6 +43,8 @@ class PhasePlan:
     checkpoint_steps: int
     evaluate_at: tuple[int, ...]
     """Updates after which the selection metric is computed; empty = the last state is kept."""
+    compute: str = "single"
+    """How several processes share the phase: `single` (there is one), `ddp` or `fsdp`."""
 
 
 @dataclass
@@ -55,7 +60,12 @@ class Progress:
 
 
 class HostTrainer(Trainer):
-    """Trainer whose loss, optimizer and hooks are the method's, and whose checkpoints are ours."""
+    """Trainer whose loss, optimizer, batches and hooks are the method's and ours, and whose checkpoints are ours.
+
+    `whole` is the model that was given; `model` is what trains and what hooks see: the same, or under fsdp a sharded copy of it.
+    """
+
+    loss_is_scaled_for_ga = True  # every micro-batch carries its weight in the global batch
 
     def __init__(
         self,
@@ -68,12 +78,21 @@ class HostTrainer(Trainer):
         listener: "Listener",
     ) -> None:
         super().__init__(model=model, args=_arguments(plan), train_dataset=rows, data_collator=collate)
-        self.method, self.ctx, self.plan, self.listener = method, ctx, plan, listener
+        self.whole, self.method, self.ctx, self.plan, self.listener = model, method, ctx, plan, listener
+        if plan.compute == "fsdp":
+            self.model = self.model_wrapped = sharding.shard(model, plan.device)
         self.progress = Progress()
         self.interrupted = False
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.add_callback(Hooks(self))
+
+    def get_train_dataloader(self) -> TrainLoader:
+        """This process's part of the global batches."""
+        plan = self.plan
+        where = (distributed.rank(), distributed.world())
+        batches = GlobalBatches(self.train_dataset, plan.recipe.batch, plan.micro_batch, plan.seed, *where)
+        return TrainLoader(batches, self.data_collator, pin=plan.device != "cpu")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer; it must hold exactly the trainable parameters."""
@@ -82,17 +101,29 @@ class HostTrainer(Trainer):
             check_parameters(self.model, self.optimizer)
         return self.optimizer
 
+    def check_wrapper(self) -> None:
+        """`RuntimeError` unless the model is wrapped as the plan says: libraries fall back to another wrapper without a word."""
+        wrapper, inner = self.model_wrapped, self.model
+        right = {
+            "single": wrapper is inner and distributed.world() == 1,
+            "ddp": isinstance(wrapper, DistributedDataParallel),
+            "fsdp": isinstance(wrapper, distributed.Objective) and sharding.is_sharded(inner),
+        }
+        if not right[self.plan.compute]:
+            raise RuntimeError(f"compute={self.plan.compute} trains a {type(wrapper).__name__} of {type(inner).__name__}")
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The method's loss on a micro-batch; autocast covers this call alone, so the model itself is never wrapped."""
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.plan.autocast):
-            return self.method.loss(model, inputs, self.ctx)
+        """The method's loss on a micro-batch, weighted so that a step's gradients are those of the global batch's mean."""
+        share = inputs.pop(SHARE)
+        loss = model(inputs) if isinstance(model, DistributedDataParallel | distributed.Objective) else self._loss(model, inputs)
+        return loss * share.weight
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; after the last of a step the method sees the gradients before they are clipped."""
-        self.progress.examples += len(inputs["input_ids"])
-        self.progress.tokens += int(inputs["attention_mask"].sum())
+        self.progress.examples += inputs[SHARE].examples
+        self.progress.tokens += inputs[SHARE].tokens
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self.method.on_gradients(self.model, self.state.global_step, self.ctx)
@@ -101,44 +132,77 @@ class HostTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Compute the selection metric and keep the state if it is the best eligible one so far."""
         step = self.state.global_step
-        value = self.listener.selection_metric(self.model, step)
+        self.gather()
+        value = distributed.from_main(lambda: self.listener.selection_metric(self.whole, step))
         progress = self.progress
         better = progress.best_value is None or value > progress.best_value
         if better and self.method.eligible(step, self.ctx):
             progress.best_step, progress.best_value = step, value
-            checkpoint.write_sealed(self.plan.folder / f"best-{step}", self._write_state)
+            if distributed.is_main():
+                checkpoint.write_sealed(self.plan.folder / f"best-{step}", self._write_state)
+        distributed.barrier()
         self.model.train()
         # Trainer's own evaluate ends with this callback; without it the flag stays up and the epoch's end evaluates again.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
         return {}
 
+    def gather(self) -> None:
+        """Bring `whole` up to date with what trains."""
+        if self.model is not self.whole:
+            sharding.gather(self.model, self.whole)
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Autocast covers this call alone, so the model itself is never wrapped for it."""
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.plan.autocast):
+            return self.method.loss(model, inputs, self.ctx)
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """In place of accelerate, which knows no sharding on a CPU and would wrap the model where the method's loss is to be wrapped."""
+        if self.plan.compute == "single" or model is not self.model:
+            return model
+        objective = distributed.Objective(model, self._loss)
+        return objective if self.plan.compute == "fsdp" else DistributedDataParallel(objective, forward_sync_buffers=False)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        return sharding.whole(super()._clip_grad_norm(model))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        return sharding.whole(super()._get_grad_norm(model, grad_norm))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.progress.steps = self.state.global_step
         self.progress.seconds = self.listener.seconds()
-        checkpoint.write_sealed(self.plan.folder / f"checkpoint-{self.state.global_step}", self._write_checkpoint)
-        _prune(self.plan.folder)
+        self.gather()
+        optimizer = sharding.whole_state(self.optimizer)
+        if distributed.is_main():
+            folder = self.plan.folder / f"checkpoint-{self.state.global_step}"
+            checkpoint.write_sealed(folder, lambda aside: self._write_checkpoint(aside, optimizer))
+            _prune(self.plan.folder)
+        distributed.barrier()
 
-    def _write_checkpoint(self, folder: Path) -> None:
+    def _write_checkpoint(self, folder: Path, optimizer: dict[str, Any]) -> None:
         self._write_state(folder)
-        checkpoint.save_optimizer(folder, self.optimizer)
+        checkpoint.save_optimizer_state(folder, optimizer)
         write_json(folder / "scheduler.json", self.lr_scheduler.state_dict())
         checkpoint.save_generators(folder)
         write_json(folder / "progress.json", asdict(self.progress))
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _write_state(self, folder: Path) -> None:
-        write_state(folder, self.model, self.method)
+        write_state(folder, self.whole, self.method)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        read_state(folder, self.model, self.method)
+        read_state(folder, self.whole, self.method)
+        if self.model is not self.whole:
+            sharding.scatter(self.whole, self.model)
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is None:
             return
         folder = Path(checkpoint_folder)
-        checkpoint.load_optimizer(folder, self.optimizer)
+        self.optimizer.load_state_dict(sharding.own_state(checkpoint.read_optimizer_state(folder), self.optimizer))
         self.lr_scheduler.load_state_dict(json.loads((folder / "scheduler.json").read_text()))
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
@@ -167,8 +231,13 @@ class Hooks(TrainerCallback):
     def __init__(self, host: HostTrainer) -> None:
         self.host = host
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.host.check_wrapper()
+        distributed.check_alike(checkpoint.trained_tensors(self.host.whole), "before training")
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.host.method.on_step(self.host.model, state.global_step, self.host.ctx)
+        distributed.own_draws(self.host.plan.seed, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.host.method.on_update(self.host.model, state.global_step + 1, self.host.ctx)
@@ -181,7 +250,7 @@ class Hooks(TrainerCallback):
         control.should_evaluate = step in plan.evaluate_at
         last = step >= plan.steps
         control.should_save = step % plan.checkpoint_steps == 0 and not last
-        if stop_requested() and not last:
+        if distributed.any_rank(stop_requested()) and not last:
             self.host.interrupted = control.should_save = control.should_training_stop = True
         # Trainer logs before it evaluates or saves: the guard in on_log then sees a bad loss first.
         control.should_log = control.should_log or control.should_evaluate or control.should_save or last
@@ -205,12 +274,16 @@ def run_phase(trainer: HostTrainer) -> Progress:
     Raises `guard.Diverged` on a non-finite loss and `guard.Interrupted` after a requested stop was saved.
     """
     plan = trainer.plan
+    if distributed.is_main():
+        checkpoint.sweep_aside(plan.folder)
     resume = resumable(plan.folder)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.interrupted:
         raise guard.Interrupted(f"stopped at step {trainer.state.global_step} of {plan.steps}; the next run resumes there")
     check_parameters(trainer.model, trainer.optimizer)
-    guard.check_weights(trainer.model)
+    trainer.gather()
+    distributed.check_alike(checkpoint.trained_tensors(trainer.whole), "after training")
+    guard.check_weights(trainer.whole)
     trainer.progress.steps = trainer.state.global_step
     return trainer.progress
 
@@ -254,7 +327,7 @@ def _arguments(plan: PhasePlan) -> TrainingArguments:
         output_dir=str(plan.folder),
         max_steps=plan.steps,
         per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=recipe.batch // plan.micro_batch,
+        gradient_accumulation_steps=recipe.batch // (plan.micro_batch * distributed.world()),
         learning_rate=recipe.lr,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type=SCHEDULERS[recipe.schedule],

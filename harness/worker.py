@@ -1,6 +1,5 @@
 """Inside the process of one cell: its log, its threads, the signals that ask it to stop, its exit code."""
 
-import fcntl
 import importlib
 import multiprocessing
 import os
@@ -11,20 +10,42 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from harness import lease, limits, ranks
+from harness.flag import Flag
 from methods.spec import UserError
 
-DONE, REFUSED, ERROR, DIVERGED, OUT_OF_MEMORY, INTERRUPTED = 0, 2, 3, 4, 5, 75
-"""Exit codes of a cell's process; `OUT_OF_MEMORY` = an allocation failed with a typed error."""
-LOCK = "lock"
-"""File of a cell's folder that its running process locks, so that two dispatchers never write one cell."""
+DONE, REFUSED, ERROR, DIVERGED, OUT_OF_MEMORY, DISK_FULL, INTERRUPTED, LOST = 0, 2, 3, 4, 5, 6, 75, 76
+"""Exit codes of a cell's process; `OUT_OF_MEMORY` = an allocation failed with a typed error, `LOST` = another attempt took over."""
+UNSEALED = "unsealed.json"
+"""What a cell leaves between its run and its seal."""
 ORPHAN_GRACE = 60.0
 """Seconds that a cell without its dispatcher has to save and stop by itself."""
+OWNER_CHECK = 5.0
+"""Seconds between two looks at whether this attempt still owns its cell."""
 
-_stop = threading.Event()
+
+@dataclass(frozen=True)
+class Terms:
+    """What the dispatcher grants a cell's process."""
+
+    folder: Path
+    """The cell's folder; its log is written there."""
+    attempt: int
+    """Number of the lease."""
+    threads: int
+    devices: list[str] | None = None
+    """Accelerators it may see; None = as the environment says."""
+    memory: int | None = None
+    """Bytes that it may hold."""
+
+
+_stop = Flag()
+_nothing_to_save = Flag()
 
 
 def stop_requested() -> bool:
@@ -32,15 +53,33 @@ def stop_requested() -> bool:
     return _stop.is_set()
 
 
-def entry(call: str, arguments: tuple[Any, ...], log: Path, threads: int) -> None:
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A block that holds nothing worth saving: being asked to stop ends it at once with `guard.Interrupted`."""
+    _nothing_to_save.set()
+    try:
+        if _stop.is_set():
+            _interrupt()
+        yield
+    finally:
+        _nothing_to_save.clear()
+
+
+def entry(call: str, arguments: tuple[Any, ...], terms: Terms, rank: ranks.Rank | None = None) -> None:
     """Run `package.module:function(*arguments)` as this process; ends it with one of the exit codes above.
 
-    Standard output and error go to the end of `log`; torch gets `threads` threads (environment variables set after the
-    server's start would not reach this process).
+    Standard output and error go to the end of the cell's log; torch gets its threads here (environment variables set after
+    the server's start would not reach this process). `rank`: which of the cell's processes this is, where it has several.
     """
-    _redirect(log)
-    _listen()
-    code = _guarded(call, arguments, log.parent, threads)
+    _redirect(ranks.log_of(terms.folder / "log.txt", rank))
+    if rank is not None:
+        rank.enter(terms.threads)
+    if ranks.is_first():
+        lease.register(terms.folder, terms.attempt)
+    if not lease.owns(terms.folder, terms.attempt):
+        sys.exit(LOST)
+    _listen(terms)
+    code = _guarded(call, arguments, terms)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
@@ -61,16 +100,18 @@ def seal(folder: Path, device: str, keep_model: bool) -> None:
     seal_cell(folder, resolve_device(device), keep_model)
 
 
-def _guarded(call: str, arguments: tuple[Any, ...], folder: Path, threads: int) -> int:
-    try:
-        importlib.import_module("harness.warm")  # the server's preload swallows an ImportError; here it is seen
-        import torch
+def measure(container: dict[str, Any]) -> None:
+    """Measure a finished cell on protocols that its record lacks."""
+    from harness.measuring import measure as measure_cell
 
-        torch.set_num_threads(threads)
+    measure_cell(container)
+
+
+def _guarded(call: str, arguments: tuple[Any, ...], terms: Terms) -> int:
+    try:
+        _equip(terms)
         module, function = call.split(":")
-        with _alone(folder):
-            if not (folder / "record.json").exists():  # else another dispatcher was first while this one waited
-                getattr(importlib.import_module(module), function)(*arguments)
+        getattr(importlib.import_module(module), function)(*arguments)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED
@@ -80,24 +121,15 @@ def _guarded(call: str, arguments: tuple[Any, ...], folder: Path, threads: int) 
     return DONE
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the cell's lock, which the kernel frees however this process ends; an orphan is waited for, another owner refused."""
-    with (folder / LOCK).open("w") as file:
-        until = time.monotonic() + ORPHAN_GRACE + 5
-        while not _locked(file.fileno()):
-            if time.monotonic() > until or stop_requested():
-                raise UserError(f"cell {folder.name} is running in another process; wait for it, or give another run.store")
-            time.sleep(0.5)
-        yield
+def _equip(terms: Terms) -> None:
+    if terms.devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(terms.devices)  # read when CUDA starts, which no import does
+    importlib.import_module("harness.warm")  # the server's preload swallows an ImportError; here it is seen
+    import torch
 
-
-def _locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    torch.set_num_threads(terms.threads)
+    if terms.memory is not None:
+        limits.cap_data(terms.memory, cuda=torch.cuda.is_available())
 
 
 def _exit_code(error: BaseException) -> int:
@@ -109,6 +141,8 @@ def _exit_code(error: BaseException) -> int:
         return DIVERGED
     if isinstance(error, Interrupted):
         return INTERRUPTED
+    if limits.disk_full(error):
+        return DISK_FULL
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return OUT_OF_MEMORY
     return ERROR
@@ -123,17 +157,37 @@ def _redirect(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _listen() -> None:
+def _listen(terms: Terms) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda *_: _stop.set())
+        signal.signal(number, _asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the dispatcher decides
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_watch, args=(parent.sentinel, terms), daemon=True).start()
 
 
-def _watch(dispatcher: int) -> None:
-    wait([dispatcher])
+def _asked_to_stop(*_: Any) -> None:
     _stop.set()
-    threading.Event().wait(ORPHAN_GRACE)
+    if _nothing_to_save.is_set():
+        _interrupt()
+
+
+def _interrupt() -> NoReturn:
+    from harness.guard import Interrupted
+
+    _nothing_to_save.clear()  # a second signal must not interrupt what ends the process
+    raise Interrupted("stopped while nothing was to be saved; the next run goes on from the finished training")
+
+
+def _watch(dispatcher: int, terms: Terms) -> None:
+    """Ends this process when its dispatcher is dead and it has had time to save, or at once when another attempt owns the cell."""
+    orphaned_at: float | None = None
+    while orphaned_at is None or time.monotonic() < orphaned_at + ORPHAN_GRACE:
+        if orphaned_at is None and wait([dispatcher], OWNER_CHECK):
+            os.kill(os.getpid(), signal.SIGTERM)
+            orphaned_at = time.monotonic()
+        elif orphaned_at is not None:
+            time.sleep(1.0)
+        if not lease.owns(terms.folder, terms.attempt):
+            os._exit(LOST)
     os._exit(INTERRUPTED)

@@ -51,10 +51,22 @@ class Context(Protocol):
         """
 
     def once(self, name: str, fn: Callable[[], T]) -> T:
-        """The value of `fn()` (tensors or JSON), computed once per cell and kept across a resume."""
+        """The value of `fn()` (tensors or JSON), computed once per cell and kept across a resume.
+
+        Where several processes train the cell the first computes it alone, so `fn` must not train.
+        """
+
+    def cell(self, name: str) -> nn.Module:
+        """The finished model of a cell that `Config.dependencies` names: on this cell's device in its dtype, frozen, in eval mode.
+
+        Read from disk at every call: call it once, in `prepare`, and keep the model outside of the one that is returned.
+        """
 
     def batches(self, split: str, n: int | None = None) -> Iterator[Batch]:
         """Padded batches on the model's device of the first `n` rows of a split in the cell's row order."""
+
+    def calibration(self) -> Tensor:
+        """Token ids (sequences, length) on the CPU of the configured calibration text; for methods with the trait `calibration`."""
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator seeded from (seed, name): equal for equal names whatever was drawn before."""

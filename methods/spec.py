@@ -39,10 +39,39 @@ class Traits:
     """Needs backward passes."""
     randomness: tuple[str, ...] = ()
     """What the method's own random draws touch: `init`, `data`, `calibration`, `mask`; empty = deterministic."""
+    calibration: bool = False
+    """Looks at calibration text (`ctx.calibration()`), which the block `calibration` names and the cell id then holds."""
     sparse: bool = False
     """Leaves exact zeros in the finalized weights."""
+    distributed: tuple[str, ...] = ("ddp",)
+    """How several processes may train it beside `single`: `ddp`, `fsdp` (where hooks and losses may see sharded parameters)."""
     budget_multiplier: float = 1.0
     """How many times the budget's examples the technique needs by nature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSpec:
+    """Another cell that a method needs first (a teacher, an expert, a dense ticket), as a change to the cell that needs it.
+
+    A `Config` says so with `dependencies(self, cell: CellNames) -> tuple[CellSpec, ...]`.
+    """
+
+    name: str
+    """What the method calls it: `ctx.cell(name)`."""
+    method: str
+    """The technique that makes it."""
+    overrides: tuple[str, ...] = ()
+    """As on the command line: `method.r=4`, `model=bert_base`, `seed=1`; all else is as in the cell that needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellNames:
+    """What a method may know of its own cell when it names the cells that it needs."""
+
+    model: str
+    task: str
+    budget: str
+    seed: int
 
 
 def choice(key: str, value: str, allowed: Iterable[str]) -> None:

@@ -67,6 +67,8 @@ class Evaluation:
     primary: str
     higher_is_better: bool
     predictions: dict[str, list] = field(default_factory=dict)
+    tokenizer: str = ""
+    """Hash of the tokenizer where the metrics count its tokens, so that they compare only under the same one; else empty."""
 
 
 class Task(ABC):
@@ -80,7 +82,18 @@ class Task(ABC):
 
     @abstractmethod
     def splits(self) -> dict[str, Rows]:
-        """Rows by role: `train` and `selection` where the protocol has them, always `evaluation`. Cached."""
+        """Rows by role: `train` and `selection` where the protocol has them, and `evaluation`; cached.
+
+        A task of several parts has their rows under their names; `evaluation` is then in each part.
+        """
+
+    def parts(self) -> list["Task"]:
+        """The tasks whose evaluation rows are reported, each under a protocol id of its own; most tasks are their only part."""
+        return [self]
+
+    def protocol(self) -> str:
+        """The protocol id under which the evaluation rows are reported."""
+        return self.config.protocol()
 
     @abstractmethod
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:

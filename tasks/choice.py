@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from methods.spec import UserError, choice
 from tasks.base import EvalOptions, Evaluation, Rows, Task
+from tasks.encoding import scored_after
 from tasks.forward import max_input
 from tasks.hashing import example_hash
 from tasks.likelihood import encode_pair, log_likelihoods
@@ -28,22 +29,31 @@ class Choice(Task):
 
     def __init__(self, config: ChoiceConfig, sources: Any) -> None:
         super().__init__(config, sources)
-        choice("task.dataset", config.dataset, TEMPLATES)
-        self.template = TEMPLATES[config.dataset]
+        name = config.dataset.partition(":")[0]
+        choice("task.dataset", name, TEMPLATES)
+        self.template = TEMPLATES[name]
         self.metrics = ("accuracy", "accuracy_norm") if self.template.normalised else ("accuracy",)
         choice("task.metric", config.metric, self.metrics)
 
     def splits(self) -> dict[str, Rows]:
-        """`evaluation`: the first `limit` rows of the split."""
+        """`evaluation`: the first `limit` rows of the split; `train` where the task has a training form."""
         return self._splits
 
     @cached_property
     def _splits(self) -> dict[str, Rows]:
-        return {"evaluation": first(self.sources.rows(self.config.dataset, self.config.split), self.config.limit)}
+        config = self.config
+        train = {"train": self.sources.rows(config.dataset, config.train)} if config.train else {}
+        return train | {"evaluation": first(self.sources.rows(config.dataset, config.split), config.limit)}
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-        """Raises `UserError`: these tasks are evaluated zero-shot and have no training form."""
-        raise UserError(f"task={self.config.name} has no training form; use a method that does not train, for instance method=none")
+        """Context and right choice, with labels on the choice's tokens; what is too long for the tokenizer loses its left end.
+
+        Raises `UserError` where the task is evaluated only.
+        """
+        if self.config.train is None:
+            raise UserError(f"task={self.config.name} has no training form; use a method that does not train, for instance method=none")
+        pairs = [encode_pair(tokenizer, q.contexts[q.gold], q.continuations[q.gold]) for q in self.questions(split)]
+        return [scored_after(*pair, tokenizer.model_max_length) for pair in pairs]
 
     def questions(self, split: str) -> list[Question]:
         """The rows of a split in the form in which they are scored."""

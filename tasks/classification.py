@@ -14,7 +14,7 @@ from tasks.forward import batches, measuring
 from tasks.hashing import example_hash
 from tasks.metrics import compute
 from tasks.rows import divide, first
-from tasks.spec import ClassificationConfig
+from tasks.spec import ClassificationConfig, dev_splits
 
 HELDOUT_ROWS = 1000
 """Selection rows taken from train at most; a tenth of train where that is less."""
@@ -29,7 +29,11 @@ class Columns:
     metrics: tuple[str, ...] = ("accuracy",)
     labels: int = 2
     """Classes; 1 = regression."""
-    dev: str = "validation"
+
+    @property
+    def regression(self) -> bool:
+        """Labels are numbers from 0 to 5."""
+        return self.labels == 1
 
 
 PAIR = ("sentence1", "sentence2")
@@ -39,11 +43,47 @@ DATASETS = {
     "glue/mrpc": Columns(PAIR, ("accuracy", "f1")),
     "glue/stsb": Columns(PAIR, ("pearson", "spearman", "pearson_spearman"), labels=1),
     "glue/qqp": Columns(("question1", "question2"), ("accuracy", "f1")),
-    "glue/mnli": Columns(("premise", "hypothesis"), labels=3, dev="validation_matched"),
+    "glue/mnli": Columns(("premise", "hypothesis"), labels=3),
     "glue/qnli": Columns(("question", "sentence")),
     "glue/rte": Columns(PAIR),
     "glue/wnli": Columns(PAIR),
+    "toy/sentiment": Columns(("sentence",)),
+    "toy/entailment": Columns(PAIR),
+    "toy/similarity": Columns(PAIR, ("pearson", "spearman", "pearson_spearman"), labels=1),
 }
+
+
+def columns_of(dataset: str, metric: str) -> Columns:
+    """The layout of a dataset; `UserError` where it has none here or does not report the metric."""
+    choice("task.dataset", dataset.partition(":")[0], DATASETS)
+    found = DATASETS[dataset.partition(":")[0]]
+    choice("task.metric", metric, found.metrics)
+    return found
+
+
+def read(sources: Any, dataset: str, split: str, columns: Columns) -> Rows:
+    """A split with its labels checked (hidden test labels are -1 on the hub)."""
+    rows = sources.rows(dataset, split)
+    values = set(rows.data["label"][:])  # iterating over a column itself is 200 times slower
+    bad = {v for v in values if not (0 <= v <= 5 if columns.regression else v in range(columns.labels))}
+    if bad:
+        allowed = "0 to 5" if columns.regression else f"0 to {columns.labels - 1}"
+        raise UserError(
+            f"{rows.dataset} {split} has the label {bad.pop()}; allowed: {allowed} (hidden test labels are -1: use another split)"
+        )
+    return rows
+
+
+def chosen_by(rule: str, train: Rows, dev: Rows, limit: int | None) -> dict[str, Rows]:
+    """Rows by role under a selection rule: `train`, `evaluation` (the first `limit` of dev, or of one half) and `selection` if any."""
+    if rule == "halfdev":
+        selection, dev = divide(dev, len(dev.data) // 2, "half")
+    evaluation = first(dev, limit)
+    if rule == "heldout":
+        selection, train = divide(train, min(HELDOUT_ROWS, max(1, len(train.data) // 10)), "heldout")
+    if rule == "dev_best":
+        selection = evaluation
+    return {"train": train, "evaluation": evaluation} | ({} if rule == "last" else {"selection": selection})
 
 
 class Classification(Task):
@@ -53,10 +93,8 @@ class Classification(Task):
 
     def __init__(self, config: ClassificationConfig, sources: Any) -> None:
         super().__init__(config, sources)
-        choice("task.dataset", config.dataset, DATASETS)
-        self.columns = DATASETS[config.dataset]
-        choice("task.metric", config.metric, self.columns.metrics)
-        self.regression = self.columns.labels == 1
+        self.columns = columns_of(config.dataset, config.metric)
+        self.regression = self.columns.regression
         self.head = Head(self.columns.labels, "regression" if self.regression else "single_label_classification")
         self._encoded: dict[str, tuple[PreTrainedTokenizerBase, list[dict[str, Any]]]] = {}
 
@@ -66,29 +104,19 @@ class Classification(Task):
 
     @cached_property
     def _splits(self) -> dict[str, Rows]:
-        dev = self._read(self.columns.dev)
+        dev = self._read(dev_splits(self.config.dataset)[0])
         if self.config.rows == "val-split":
             evaluation, train = divide(dev, len(dev.data) // 3, "evaluation")
             return {"train": train, "evaluation": first(evaluation, self.config.limit)}
-        train, evaluation = self._read("train"), first(dev, self.config.limit)
-        if self.config.selection == "heldout":
-            selection, train = divide(train, min(HELDOUT_ROWS, max(1, len(train.data) // 10)), "heldout")
-            return {"train": train, "selection": selection, "evaluation": evaluation}
-        if self.config.selection == "dev_best":
-            return {"train": train, "selection": evaluation, "evaluation": evaluation}
-        return {"train": train, "evaluation": evaluation}
+        return chosen_by(self.config.selection, self._read("train"), dev, self.config.limit)
 
     def _read(self, split: str) -> Rows:
-        """A split with its labels checked (hidden test labels are -1 on the hub)."""
-        rows = self.sources.rows(self.config.dataset, split)
-        values = set(rows.data["label"][:])  # iterating over a column itself is 200 times slower
-        bad = {v for v in values if not (0 <= v <= 5 if self.regression else v in range(self.columns.labels))}
-        if bad:
-            allowed = "0 to 5" if self.regression else f"0 to {self.columns.labels - 1}"
-            raise UserError(
-                f"{rows.dataset} {split} has the label {bad.pop()}; allowed: {allowed} (hidden test labels are -1: use another split)"
-            )
-        return rows
+        return read(self.sources, self.config.dataset, split, self.columns)
+
+    def parts(self) -> list[Task]:
+        """The dev rows that tables report, and each further dev set (MNLI's mismatched genres)."""
+        further = dev_splits(self.config.dataset)[1:] if self.config.rows == "official" else ()
+        return [self, *(FurtherDev(self.config, self.sources, split) for split in further)]
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
         """Token ids (cut to `max_length`, not padded), whatever else the tokenizer gives, and `labels` (float for regression)."""
@@ -151,3 +179,19 @@ class Classification(Task):
             "score": (prediction == labels).float().tolist(),
             "probability": probability.tolist(),
         }
+
+
+class FurtherDev(Classification):
+    """A second dev set of the same task, reported beside the first and never selected on."""
+
+    def __init__(self, config: ClassificationConfig, sources: Any, split: str) -> None:
+        super().__init__(config, sources)
+        self.split = split
+
+    def protocol(self) -> str:
+        """`glue/mnli-mismatched@heldout`."""
+        return self.config.reported(f"-{self.split.partition('_')[2]}")
+
+    @cached_property
+    def _splits(self) -> dict[str, Rows]:
+        return {"evaluation": first(self._read(self.split), self.config.limit)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
 
 
 def content_hash(table: pa.Table) -> str:
@@ -21,6 +22,18 @@ def content_hash(table: pa.Table) -> str:
 def example_hash(document: dict[str, Any]) -> str:
     """The first 16 hex digits of the sha256 of a document's input fields as canonical JSON."""
     return hashlib.sha256(_json(document)).hexdigest()[:16]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first 16 hex digits of the sha256 of all that decides how a tokenizer cuts text: vocabulary, merges, rules, special tokens.
+
+    Padding and truncation are left out: they are settings of a call.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return hashlib.sha256(_json([type(tokenizer).__name__, tokenizer.get_vocab()])).hexdigest()[:16]
+    rules = json.loads(backend.to_str())
+    return hashlib.sha256(_json({key: value for key, value in rules.items() if key not in ("padding", "truncation")})).hexdigest()[:16]
 
 
 def _json(value: Any) -> bytes:

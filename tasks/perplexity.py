@@ -11,12 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from methods.spec import UserError, choice
 from tasks.base import EvalOptions, Evaluation, Rows, Task
+from tasks.encoding import scored_after
 from tasks.forward import max_input
-from tasks.hashing import example_hash
+from tasks.hashing import example_hash, tokenizer_hash
 from tasks.likelihood import log_likelihoods
+from tasks.rows import first
 from tasks.spec import PerplexityConfig
 
-SEPARATOR = "\n\n"
+SEPARATORS = {"c4": " "}
+"""What stands between documents: a blank line but where published numbers use something else (GPTQ's `c4-new`)."""
+BLANK_LINE = "\n\n"
+COLUMNS = {"ptb": "sentence"}
+"""Column of the text where it is not `text`."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +38,42 @@ class Window:
 class Perplexity(Task):
     """exp(mean negative log-likelihood per predicted token).
 
-    The rows are joined by a blank line and tokenised once; windows do not overlap, what is left at the end is
+    The rows are joined (see `SEPARATORS`) and tokenised once; windows do not overlap, what is left at the end is
     dropped, and each window of `context` tokens predicts its last `context - 1`.
     """
 
     config: PerplexityConfig
 
     def splits(self) -> dict[str, Rows]:
-        """`evaluation`: the documents of the split (`limit` counts windows, not documents)."""
+        """`evaluation`: the first `documents` of the split (`limit` counts windows); `train` where the model is trained on one."""
         return self._splits
 
     @cached_property
     def _splits(self) -> dict[str, Rows]:
-        return {"evaluation": self.sources.rows(self.config.dataset, self.config.split)}
+        found = {"evaluation": first(self.sources.rows(self.config.dataset, self.config.split), self.config.documents)}
+        return found | ({"train": self.sources.rows(self.config.dataset, self.config.train)} if self.config.train else {})
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-        """Raises `UserError`: the text is evaluated only."""
-        raise UserError(f"task={self.config.name} has no training form; use a method that does not train, for instance method=none")
+        """All windows of the text, every token a label; raises `UserError` where the text is evaluated only."""
+        if self.config.train is None:
+            raise UserError(f"task={self.config.name} has no training form; use a method that does not train, for instance method=none")
+        return [scored_after([], window.ids, self.config.context) for window in self._windows(split, tokenizer, None)]
 
     def windows(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Window]:
         """The first `limit` windows; raises `UserError` where the text is shorter than one."""
+        return self._windows(split, tokenizer, self.config.limit)
+
+    def _windows(self, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Window]:
         choice("split", split, self.splits())
-        text, size = SEPARATOR.join(self.splits()[split].data["text"][:]), self.config.context
+        dataset, size = self.config.dataset, self.config.context
+        documents = self.splits()[split].data[COLUMNS.get(dataset, "text")][:]
+        text = SEPARATORS.get(dataset, BLANK_LINE).join(documents)
         encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        count = min(len(ids) // size, self.config.limit or len(ids))
+        count = min(len(ids) // size, limit or len(ids))
         if count == 0:
-            raise UserError(
-                f"task.context={size} is longer than the {self.config.split} text of {self.config.dataset}, which has {len(ids)} tokens"
-            )
+            whole = f"the {self.splits()[split].split} text of {self.config.dataset}, which has {len(ids)} tokens"
+            raise UserError(f"task.context={size} is longer than {whole}")
         return [self._window(text, ids[i : i + size], offsets[i : i + size]) for i in range(0, count * size, size)]
 
     @staticmethod
@@ -91,4 +104,4 @@ class Perplexity(Task):
             "tokens": tokens,
         }
         metrics = {"perplexity": torch.tensor(mean, dtype=torch.float64).exp().item(), "nll": mean, "bits_per_byte": bits}
-        return Evaluation(metrics, "perplexity", higher_is_better=False, predictions=columns)
+        return Evaluation(metrics, "perplexity", higher_is_better=False, predictions=columns, tokenizer=tokenizer_hash(tokenizer))

@@ -5,10 +5,22 @@ from typing import Any
 from tasks.base import Task
 from tasks.choice import Choice
 from tasks.classification import Classification
+from tasks.instruct import Instruct
+from tasks.lmeval import LmEval
 from tasks.perplexity import Perplexity
+from tasks.solution import Solution
 from tasks.spec import KINDS, TaskConfig
+from tasks.verbal import Verbal
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "choice": Choice, "perplexity": Perplexity}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "choice": Choice,
+    "perplexity": Perplexity,
+    "instruct": Instruct,
+    "verbal": Verbal,
+    "solution": Solution,
+    "lmeval": LmEval,
+}
 assert TASKS.keys() == KINDS.keys()
 
 

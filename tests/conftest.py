@@ -14,7 +14,7 @@ def _loggers_speak() -> None:
     """Hydra's `job_logging: disabled` silences the root and every logger that exists; no test that reads log lines may depend on order."""
     logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(("analysis", "harness")) and isinstance(logger, logging.Logger):
+        if name.startswith(("analysis", "harness", "tasks")) and isinstance(logger, logging.Logger):
             logger.disabled = False
 
 

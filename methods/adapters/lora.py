@@ -36,7 +36,7 @@ class Lora(PeftMethod):
             if self.loraplus_ratio is not None:
                 number("method.loraplus_ratio", self.loraplus_ratio, 1)
 
-    traits = Traits(randomness=("init",))
+    traits = Traits(randomness=("init",), distributed=("ddp", "fsdp"))
 
     def peft_config(self, model: nn.Module) -> LoraConfig:
         """LoRA on the targets."""

@@ -13,4 +13,4 @@ class FullFt(Method):
     class Config:
         """No hyperparameters beside the recipe."""
 
-    traits = Traits()
+    traits = Traits(distributed=("ddp", "fsdp"))

@@ -40,7 +40,7 @@ class LinearProbe(Method):
         def __post_init__(self) -> None:
             number("method.l2", self.l2, 0)
 
-    traits = Traits(trains_head_only=True, gradients=False)
+    traits = Traits(trains_head_only=True, gradients=False, distributed=())
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Freeze all but the output layer."""

@@ -25,7 +25,7 @@ class Bitfit(Method):
         def __post_init__(self) -> None:
             choice("method.subset", self.subset, ("all", "query_mlp"))
 
-    traits = Traits(biases=True)
+    traits = Traits(biases=True, distributed=("ddp", "fsdp"))
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Freeze all but the chosen biases and the head."""

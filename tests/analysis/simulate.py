@@ -30,14 +30,14 @@ def record(
     store: Path, cell: str, method: str, seed: int, predictions: pd.DataFrame, *, value: float | None = None, metric: str = "accuracy",
     model: str = "toy", task: str = "toy/a", protocol: str = "toy/a@heldout", config: dict | None = None, recipe: dict | None = None,
     deterministic: bool = False, note: str = "", sweep: str | None = "simulated", trainable: int = 1000, higher: bool = True,
-    variant: str = "main", rows: dict | None = None, numerics: dict | None = None, budget: str = "short",
+    variant: str = "main", rows: dict | None = None, numerics: dict | None = None, budget: str = "short", tokenizer: str = "",
 ) -> Record:  # fmt: skip
     """Write one simulated record with its predictions."""
     value = float(predictions["score"].mean()) if value is None else value
     file = f"evals/{cell}.parquet"
     result = Result(
         protocol=protocol, variant=variant, metrics={metric: value}, primary=metric, higher_is_better=higher, n=len(predictions),
-        rows=rows or ROWS, predictions=file, version=1, seconds=1.0,
+        rows=rows or ROWS, predictions=file, version=1, seconds=1.0, tokenizer=tokenizer,
     )  # fmt: skip
     identity = {
         "method": {"name": method, **(config or {})}, "model": {"name": model}, "task": {"name": task}, "budget": {"name": budget},

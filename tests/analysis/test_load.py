@@ -9,6 +9,7 @@ import pytest
 from analysis.export import export_records
 from analysis.load import load, predictions
 from harness.record import from_json
+from harness.store import Store
 from methods.spec import UserError
 
 from .simulate import N, failure, record, scores, small_store
@@ -54,12 +55,34 @@ def test_equal_protocols_of_other_rows_are_other_columns(tmp_path):
     assert set(load(tmp_path)["column"]) == {"toy/a@heldout (rows 5eed5eed)", "toy/a@heldout (rows beefbeef)"}
 
 
+def test_perplexities_of_other_tokenizers_or_contexts_are_other_columns(tmp_path):
+    for cell, context, tokenizer in (("a", 1024, "aaaa"), ("b", 1024, "bbbb"), ("c", 512, "aaaa"), ("d", 1024, "")):
+        protocol = f"wikitext2@ppl-{context}"
+        record(tmp_path, cell, "none", 0, scores("a", 0, 0.8), protocol=protocol, tokenizer=tokenizer * 4, model=cell)
+    columns = load(tmp_path).set_index("cell")["column"].to_dict()
+    assert columns == {
+        "a": "wikitext2@ppl-1024 (tokenizer aaaaaaaa)", "b": "wikitext2@ppl-1024 (tokenizer bbbbbbbb)",
+        "c": "wikitext2@ppl-512", "d": "wikitext2@ppl-1024 (tokenizer unknown)",
+    }  # fmt: skip
+
+
 def test_a_damaged_record_is_named_and_left_out(store, caplog):
     (store / "lora1" / "record.json").write_text('{"schema": 1, "cell": "lo')
     frame = load(store)
     assert "lora1" not in set(frame["cell"]) and len(frame) == 12
     assert frame.attrs["damaged"] == ["lora1"]
     assert "lora1 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "is missing"), (b"other", "has changed since it was measured")])
+def test_a_record_whose_predictions_are_damaged_is_named_and_left_out(content, words, store, caplog):
+    (file,) = (store / "lora1" / "evals").glob("*.parquet")
+    Store(store).write(Store(store).record("lora1"))
+    assert "lora1" in set(load(store)["cell"])
+    file.write_bytes(content) if content else file.unlink()
+    frame = load(store)
+    assert "lora1" not in set(frame["cell"]) and frame.attrs["damaged"] == ["lora1"]
+    assert f"lora1 is damaged and was not read: evals/{file.name} {words}" in caplog.text
 
 
 def test_a_record_of_another_schema_is_named(store, caplog):

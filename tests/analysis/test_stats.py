@@ -40,6 +40,7 @@ REFERENCE = {
     "spearman": lambda t: scipy_stats.spearmanr(t.label, t.prediction)[0],
     "accuracy": lambda t: sklearn_metrics.accuracy_score(t.label, t.prediction),
     "perplexity": lambda t: math.log(math.exp((t.score * t.tokens).sum() / t.tokens.sum())),
+    "word_perplexity": lambda t: math.log(math.exp((t.score * t.tokens).sum() / t.tokens.sum())),
     "pearson_spearman": lambda t: (REFERENCE["pearson"](t) + REFERENCE["spearman"](t)) / 2,
 }
 

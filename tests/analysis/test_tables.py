@@ -6,12 +6,14 @@ import pytest
 
 from analysis import stats
 from analysis.compare import Samples, compare_with
+from analysis.formats import markdown
 from analysis.layout import Layout, layout
 from analysis.load import load, predictions
-from analysis.tables import table
+from analysis.tables import MEDIANS, table
+from harness.store import Store
 from methods.spec import UserError
 
-from .simulate import NUMERICS, failure, record, scores, small_store
+from .simulate import NUMERICS, ROWS, failure, record, scores, small_store
 
 PROTOCOL = "toy/a@heldout"
 
@@ -34,6 +36,15 @@ def test_means_and_spread_are_those_of_the_seeds(store):
     assert found.values == pytest.approx((0.85, 0.86, 0.84))
     assert found.mean == pytest.approx(0.85) and found.std == pytest.approx(0.01)
     assert cell(built(store), "none").std is None and cell(built(store), "none").deterministic
+
+
+def test_a_layout_may_show_medians_and_says_so(store):
+    record(store, "full3", "full_ft", 3, scores("full_ft", 3, 0.5))
+    plain, made = built(store), built(store, center="median")
+    assert cell(made, "full_ft").center == pytest.approx(0.845) and cell(plain, "full_ft").center == pytest.approx(0.7625)
+    assert cell(made, "full_ft").std == cell(plain, "full_ft").std and cell(made, "full_ft").best == cell(plain, "full_ft").best
+    assert MEDIANS in made.footnotes and MEDIANS not in plain.footnotes
+    assert "0.845" in markdown(made) and "0.845" not in markdown(plain)
 
 
 def test_equal_methods_are_marked_and_a_clearly_worse_one_is_not(store):
@@ -121,6 +132,16 @@ def test_footnotes_say_what_is_mixed_or_double(store):
     assert f"{PROTOCOL}: cells ran under different threads" in notes
     assert f"lora, toy, {PROTOCOL}, seed 0: several records; lora0 is shown, lora9 left out" in notes
     assert cell(built(store), "lora").values[0] == pytest.approx(0.85)
+
+
+def test_data_that_a_model_was_trained_on_is_said_in_the_columns_that_it_touches(tmp_path):
+    known = {"glue/qqp": "was trained on duplicate questions", "glue/m*": "was trained on its pairs"}
+    for name, dataset in (("a", "glue/qqp"), ("b", "glue/rte")):
+        kept = record(tmp_path, name, "lora", 0, scores("lora", 0, 0.5), rows=ROWS | {"dataset": dataset}, protocol=f"{dataset}@heldout")
+        kept.data["weights"] = {"source": "assets", "overlap": known}
+        Store(tmp_path).write(kept)
+    notes = [note for note in built(tmp_path).footnotes if "trained on" in note]
+    assert notes == ["glue/qqp@heldout: toy was trained on duplicate questions"]
 
 
 def test_rows_that_are_not_official_are_said(tmp_path):

@@ -5,11 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
 
 from harness.cli import run
-from harness.plan import check
 
 DECODER = "model=tiny_llama"
 ENCODER = "model=tiny_bert"
@@ -93,19 +91,6 @@ def test_a_store_that_is_a_file_is_refused(elsewhere: Path, capsys: pytest.Captu
     assert "run.store=file is a file" in capsys.readouterr().err
 
 
-def test_a_damaged_record_is_named(shared_data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["model=tiny_bert", "method=full_ft", f"data_dir={shared_data}", "run.assets=assets"]
-    with hydra.initialize_config_module("conf", version_base="1.3"):
-        cell = check(hydra.compose("config", overrides=line)).cell
-    folder = elsewhere / "runs" / cell
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text("{")
-    assert run(line) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert f"runs/{cell}/record.json is damaged" in err and "run.force=true" in err
-
-
 def _cut(source: Path, target: Path) -> None:
     """The first half of a file."""
     content = source.read_bytes()
@@ -124,6 +109,18 @@ def test_a_truncated_parquet_is_found_before_the_cell_starts(
     assert err.count("\n") == 1
     assert "validation.parquet cannot be read" in err
     assert not (elsewhere / "runs").exists()
+
+
+def test_more_accelerators_than_there_are_is_refused(
+    shared_data: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    line = [ENCODER, "method=full_ft", f"data_dir={shared_data}", "run.assets=none", "run.gpus=2"]
+    for mode in ([], ["-m"]):
+        assert run([*mode, *line]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "run.gpus=2 is more than the 1 visible here (0); give run.gpus=1 or less" in err
+        assert not list(elsewhere.glob("runs/*"))
 
 
 def test_data_that_is_nowhere_is_found_before_the_cell_starts(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

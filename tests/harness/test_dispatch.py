@@ -9,9 +9,10 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from harness import dispatch, plan, worker
+from harness import dispatch, human, lease, outcome, worker
 from harness.cli import run
 from harness.store import Store
 
@@ -50,7 +51,22 @@ def wait_for_stop(folder):
             (Path(folder) / "stopped").touch()
             return
         time.sleep(0.01)
+
+
+def evaluate(folder):
+    from harness.worker import interruptible
+
+    with interruptible():
+        (Path(folder) / "started").write_text(str(os.getpid()))
+        time.sleep(60)
 '''
+
+
+def terms(folder: Path, threads: int = 1) -> worker.Terms:
+    """What a cell's process needs: a folder and a lease on it."""
+    folder.mkdir(exist_ok=True)
+    number = lease.latest(folder) or lease.take(folder, None).number
+    return worker.Terms(folder, number, threads)
 
 
 @pytest.fixture
@@ -63,9 +79,9 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("call", "arguments", "code", "status"), ENDINGS.values(), ids=ENDINGS.keys())
 def test_every_ending_has_its_exit_code_and_class(call: str, arguments: tuple, code: int, status: str, tmp_path: Path) -> None:
-    found = dispatch.in_process(call, arguments, tmp_path / "cell" / "log.txt", 1)
-    assert found == code
-    assert dispatch.classify(found, killed_for_memory=False) == status
+    found = dispatch.in_process(call, arguments, terms(tmp_path / "cell"))
+    assert found.code == code
+    assert dispatch.classify(found.code, killed_for_memory=False) == status
 
 
 def test_a_kill_is_out_of_memory_only_on_evidence() -> None:
@@ -76,18 +92,18 @@ def test_a_kill_is_out_of_memory_only_on_evidence() -> None:
 
 
 def test_the_log_ends_with_the_reason(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    dispatch.in_process("methods.spec:number", ("method.r", -1, 0), log, 1)
-    dispatch.in_process("harness.guard:check_finite", ("loss", float("nan"), 3), log, 1)
+    log, granted = tmp_path / "log.txt", terms(tmp_path)
+    dispatch.in_process("methods.spec:number", ("method.r", -1, 0), granted)
+    dispatch.in_process("harness.guard:check_finite", ("loss", float("nan"), 3), granted)
     text = log.read_text().splitlines()
     assert text[0] == "method.r=-1 is out of range; allowed: a number in [0, inf]"
-    assert dispatch.last_lines(log)[-1] == "harness.guard.Diverged: loss is nan at step 3"
-    assert len(dispatch.last_lines(log)) == dispatch.LAST_LINES
+    assert outcome.last_lines(log)[-1] == "harness.guard.Diverged: loss is nan at step 3"
+    assert len(outcome.last_lines(log)) == outcome.LAST_LINES
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_set_inside_the_process(threads: int, helper: Path) -> None:
-    assert dispatch.in_process("in_cell:note_threads", (str(helper / "threads"),), helper / "log.txt", threads) == 0
+    assert dispatch.in_process("in_cell:note_threads", (str(helper / "threads"),), terms(helper, threads)).code == 0
     assert (helper / "threads").read_text() == str(threads)
 
 
@@ -102,8 +118,8 @@ def _wait_for(path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_asks_the_cell_to_stop(number: int, helper: Path) -> None:
     codes: list[int] = []
-    arguments = ("in_cell:wait_for_stop", (str(helper),), helper / "log.txt", 1)
-    thread = threading.Thread(target=lambda: codes.append(dispatch.in_process(*arguments)))
+    arguments = ("in_cell:wait_for_stop", (str(helper),), terms(helper))
+    thread = threading.Thread(target=lambda: codes.append(dispatch.in_process(*arguments).code))
     thread.start()
     _wait_for(helper / "started")
     os.kill(int((helper / "started").read_text()), number)
@@ -112,10 +128,53 @@ def test_a_signal_asks_the_cell_to_stop(number: int, helper: Path) -> None:
     assert (helper / "stopped").exists()
 
 
+def test_the_server_outlives_a_signal_to_every_process_of_a_job(helper: Path) -> None:
+    """The cell's own ending is seen; under a server that died of the signal it would be 255, and its cell unobserved."""
+    codes: list[int] = []
+    arguments = ("in_cell:wait_for_stop", (str(helper),), terms(helper))
+    thread = threading.Thread(target=lambda: codes.append(dispatch.in_process(*arguments).code))
+    thread.start()
+    _wait_for(helper / "started")
+    cell = psutil.Process(int((helper / "started").read_text()))
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        for pid in (cell.ppid(), cell.pid):
+            os.kill(pid, number)
+    thread.join()
+    assert codes == [worker.DONE]
+
+
+@pytest.mark.parametrize("name", ["harness.dispatch._stopping", "harness.worker._stop"])
+def test_a_signal_inside_the_handler_of_another_does_not_block(name: str) -> None:
+    """Whatever function the first handler has just called, a second signal arrives there; `threading.Event` hangs at this."""
+    module, _, flag = name.rpartition(".")
+    code = f"""
+import signal, sys
+from {module} import {flag} as flag
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, lambda *_: flag.set())
+sys.setprofile(lambda frame, event, _: event == "call" and signal.raise_signal(signal.SIGUSR2))
+signal.raise_signal(signal.SIGTERM)
+sys.setprofile(None)
+sys.exit(not flag.is_set())
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_an_evaluation_stops_at_once_when_asked(helper: Path) -> None:
+    codes: list[int] = []
+    arguments = ("in_cell:evaluate", (str(helper),), terms(helper))
+    thread = threading.Thread(target=lambda: codes.append(dispatch.in_process(*arguments).code))
+    thread.start()
+    _wait_for(helper / "started")
+    os.kill(int((helper / "started").read_text()), signal.SIGTERM)
+    thread.join(50)
+    assert codes == [worker.INTERRUPTED]
+
+
 @pytest.mark.accept
 def test_a_cell_stops_when_its_dispatcher_is_killed(helper: Path) -> None:
-    script = f"from harness import dispatch; from pathlib import Path; p = {str(helper)!r}; "
-    script += "dispatch.in_process('in_cell:wait_for_stop', (p,), Path(p) / 'log.txt', 1)"
+    script = f"from harness import dispatch, lease, worker; from pathlib import Path; p = {str(helper)!r}; "
+    script += "n = lease.take(Path(p), None).number; dispatch.in_process('in_cell:wait_for_stop', (p,), worker.Terms(Path(p), n, 1))"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{helper}"}
     dispatcher = subprocess.Popen([sys.executable, "-c", script], env=environment)
     _wait_for(helper / "started")
@@ -130,7 +189,7 @@ def _sweep(tmp_path: Path, data: Path, *overrides: str) -> int:
 
 
 def test_a_sweep_runs_skips_and_reports_each_cell_once(tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """2 lr x 2 equal seeds of full_ft (one diverges) + 1 impossible method: 5 cells, 2 to run; the second time only the failed one."""
+    """2 lr x 2 equal seeds of full_ft (one diverges) + 1 impossible method: 5 cells, 2 to run; the second time none, until asked."""
     grids = "hydra.sweeper.grids=[{method: full_ft, recipe.lr: '1e-3,1e30', seed: '0,0'}, {method: none}]"
     assert _sweep(tmp_path, shared_data, grids) == 1
     out = capsys.readouterr().out
@@ -144,22 +203,22 @@ def test_a_sweep_runs_skips_and_reports_each_cell_once(tmp_path: Path, shared_da
     assert json.loads(failed.read_text())["status"] == "diverged"
     assert not (store.root / record.cell / "outcome.json").exists()
     assert _sweep(tmp_path, shared_data, grids) == 1
+    assert "5 cells: 0 to run, 1 already done, 1 skipped, 2 duplicates, 1 waiting for retry" in capsys.readouterr().out
+    assert lease.latest(failed.parent) == 1
+    assert _sweep(tmp_path, shared_data, grids, "run.retry=[diverged]") == 1
     assert "5 cells: 1 to run, 1 already done, 1 skipped, 2 duplicates" in capsys.readouterr().out
+    assert lease.latest(failed.parent) == 2
 
 
-def test_force_keeps_the_old_record_aside(tmp_path: Path) -> None:
-    folder = tmp_path / "abc"
-    folder.mkdir()
-    (folder / "history.jsonl").touch()
-    dispatch._move_aside(folder)
-    assert folder.exists()  # unfinished: it is resumed
+def test_a_folder_set_aside_is_kept_and_read_by_nobody(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.set_aside("abc") is None
     for n in (1, 2):
-        folder.mkdir(exist_ok=True)
-        (folder / "record.json").write_text(str(n))
-        dispatch._move_aside(folder)
-        assert not folder.exists()
+        (tmp_path / "abc").mkdir()
+        (tmp_path / "abc" / "record.json").write_text(str(n))
+        assert store.set_aside("abc") == tmp_path / ".replaced" / f"abc-{n}"
         assert (tmp_path / ".replaced" / f"abc-{n}" / "record.json").read_text() == str(n)
-    assert list(Store(tmp_path).records()) == []
+    assert list(store.records()) == []
 
 
 def test_a_sweep_of_skipped_cells_alone_starts_nothing(
@@ -203,4 +262,4 @@ def test_a_sweep_is_a_union_of_products(grids: list, params: dict, typed: list[s
 
 
 def test_changed_names_single_values_only() -> None:
-    assert plan.changed(["method=lora", "method.r=4", "run.store=x", "+sweeps=q", "recipe.lr=1e-3"]) == "method.r=4 recipe.lr=1e-3"
+    assert human.changed(["method=lora", "method.r=4", "run.store=x", "+sweeps=q", "recipe.lr=1e-3"]) == "method.r=4 recipe.lr=1e-3"

@@ -24,6 +24,19 @@ def test_an_untouched_export_verifies_with_no_difference(tmp_path: Path) -> None
     assert export.verify(tmp_path / "model", "cpu") == {"class": "BertForSequenceClassification", "max_abs_difference": 0.0}
 
 
+def test_what_required_gradients_when_it_was_measured_does_so_after_a_reload(tmp_path: Path) -> None:
+    """The flags choose kernels, and so last digits."""
+    measured = model()
+    measured.bert.requires_grad_(False)
+    export.export(measured, byte_tokenizer(), tmp_path / "model")
+    again = export.as_measured(tmp_path / "model", torch.float32, None)
+    flags = {name: parameter.requires_grad for name, parameter in measured.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in again.named_parameters()} == flags
+    assert set(flags.values()) == {True, False} and not again.training
+    export.probe_file(tmp_path / "model").unlink()
+    assert all(parameter.requires_grad for parameter in export.as_measured(tmp_path / "model", torch.float32, None).parameters())
+
+
 def test_an_export_with_other_weights_is_refused(tmp_path: Path) -> None:
     export.export(model(), byte_tokenizer(), tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"

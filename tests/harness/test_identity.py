@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from harness import sourcetexts
-from harness.config import BudgetConfig, Cell, ModelConfig, Recipe, RunConfig
-from harness.identity import canonical_half, deterministic, digest, identify, source_splits
+from harness.config import BudgetConfig, Cell, ModelConfig, Recipe, RunConfig, TrackerConfig
+from harness.identity import canonical_half, deterministic, digest, identify
 from harness.resolve import Resolved
 from harness.typed import build, plain
 from methods.spec import Traits
@@ -20,7 +20,8 @@ MODEL = ModelConfig("m", "encoder", True, True, "folder", "some/path", None, 512
 TASK = ClassificationConfig("glue/sst2", "classification", "glue/sst2", "accuracy", "official", "heldout", 128, None, 1)
 BUDGET = BudgetConfig("short", 19200, 5)
 RECIPE = Recipe(5e-4, None, 32, 3.0, "linear", 0.06, 0.01, 1.0, 0.9, 0.999, 1e-8)
-RUN = RunConfig("runs", "assets", None, "cpu", 1, None, 32, 200, False, False, True)
+TRACKER = TrackerConfig("none", "parebench", None, "runs/.wandb", 30.0)
+RUN = RunConfig("runs", "assets", None, "cpu", 1, None, 32, 200, False, False, True, None, None, None, "report", [], [])
 
 
 @dataclass
@@ -38,7 +39,7 @@ def make(traits: Traits = Traits(), run: RunConfig = RUN, **change: Any) -> Reso
         "method": "lora", "method_config": Config(8, 16.0, ["q", "v"]), "model": MODEL, "task": TASK,
         "budget": BUDGET, "recipe": RECIPE, "seed": 0, "precision": "float32", "origins": {"lr": "paper"},
     }  # fmt: skip
-    resolved = Resolved(Cell(**(values | change)), run, None)
+    resolved = Resolved(Cell(**(values | change)), run, None, TRACKER)
     resolved.traits = traits
     return resolved
 
@@ -70,8 +71,9 @@ def test_golden_ids(resolved: Resolved, expected: str) -> None:
         make(model=replace(MODEL, id="another/path", note="another note", source="hub")),
         make(recipe=replace(RECIPE, lr=float("5.0e-4"), batch=32)),
         make(method_config=build(Config, {"r": "8", "alpha": 16, "targets": ["q", "v"]}, "method")),
+        make(task=replace(TASK, version=2)),
     ],
-    ids=["run half", "origins", "path and note", "spelling of a float", "16 and 16.0"],
+    ids=["run half", "origins", "path and note", "spelling of a float", "16 and 16.0", "version, which marks results"],
 )
 def test_what_cannot_move_a_number_is_not_hashed(other: Resolved) -> None:
     assert cell_id(other) == cell_id(make())
@@ -83,7 +85,6 @@ def test_what_cannot_move_a_number_is_not_hashed(other: Resolved) -> None:
         make(method="dora"),
         make(method_config=Config(4, 16.0, ["q", "v"])),
         make(method_config=Config(8, 16.0, ["v", "q"])),
-        make(task=replace(TASK, version=2)),
         make(task=replace(TASK, limit=10)),
         make(budget=replace(BUDGET, examples=100)),
         make(recipe=replace(RECIPE, lr=1e-3)),
@@ -123,9 +124,10 @@ def test_nan_has_no_identity() -> None:
 
 
 def test_splits_that_a_task_reads() -> None:
-    assert source_splits(TASK) == ("train", "validation")
-    assert source_splits(replace(TASK, rows="val-split", selection="last")) == ("validation",)
-    assert source_splits(ChoiceConfig("commonsense/piqa", "choice", "piqa", "accuracy", "validation", None, 1)) == ("validation",)
+    assert TASK.reads() == {"train": (TASK.dataset, "train"), "validation": (TASK.dataset, "validation")}
+    assert list(replace(TASK, rows="val-split", selection="last").reads()) == ["validation"]
+    choices = ChoiceConfig("commonsense/piqa", "choice", "piqa", "accuracy", "validation", None, 1)
+    assert choices.reads() == {"validation": ("piqa", "validation")}
 
 
 def test_the_same_rows_give_the_same_id_wherever_they_lie(shared_data: Path, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ class Method:
 def _hash(folder: Path, text: str) -> str:
     file = folder / f"{len(list(folder.iterdir()))}.py"
     file.write_text(text)
-    return sourcetexts._parsed(file)[0]
+    return sourcetexts._parsed(file, file.stat().st_mtime_ns, file.stat().st_size)[0]
 
 
 def test_documentation_does_not_make_a_record_stale_and_code_does(tmp_path: Path) -> None:
@@ -189,4 +191,4 @@ def test_texts_are_kept_once_and_have_the_hash_they_are_filed_under(tmp_path: Pa
     assert [file.stem for file in kept] == sorted(set(hashes.values()))
     for file in kept:
         ast.parse(file.read_text())
-        assert sourcetexts._parsed(file)[0] == file.stem
+        assert sourcetexts._parsed(file, file.stat().st_mtime_ns, file.stat().st_size)[0] == file.stem

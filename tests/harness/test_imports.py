@@ -9,7 +9,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS_MAY = {"methods", "torch", "transformers", "peft", "numpy", "scipy", "math"}
-TORCH_FREE = ["harness.cli", "harness.resolve", "harness.identity", "harness.compat", "harness.plan", "harness.store", "tasks.spec"]
+TORCH_FREE = [
+    *(
+        "harness.cli",
+        "harness.resolve",
+        "harness.identity",
+        "harness.compat",
+        "harness.plan",
+        "harness.job",
+        "harness.awaited",
+        "harness.store",
+        "tasks.spec",
+    ),
+    *("harness.limits", "harness.memory", "harness.slots", "harness.ranks"),
+    *("harness.sweep_cli", "harness.live", "harness.preview"),
+    *("harness.mirror", "harness.sync", "harness.tracking"),
+]
 
 
 def imported(path: Path, top_only: bool = False) -> set[str]:
@@ -53,6 +68,7 @@ def test_analysis_reads_records_only(path: Path) -> None:
         "harness.registry",
         "harness.params",
         "harness.nearmiss",
+        "harness.trackkeys",
         "harness.cli",
     }
 

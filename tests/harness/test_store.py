@@ -1,6 +1,7 @@
 """Records are whole or absent; a damaged one is reported and never read as a result."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ def record(cell: str = "0123456789ab") -> Record:
 
 def test_a_record_comes_back_equal(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write(record())
-    assert store.record("0123456789ab") == record()
+    written = record()
+    store.write(written)
+    assert len(written.checksum) == 64
+    assert store.record("0123456789ab") == written == replace(record(), checksum=written.checksum)
     assert [r.cell for r in store.records()] == ["0123456789ab"]
     assert store.record("ffffffffffff") is None
 

@@ -15,7 +15,7 @@ from tasks.classification import DATASETS, Classification
 from tasks.hashing import content_hash
 from tasks.spec import ClassificationConfig
 
-METRIC = {"glue/cola": "matthews", "glue/stsb": "pearson"}
+METRIC = {"glue/cola": "matthews", "glue/stsb": "pearson", "toy/similarity": "pearson"}
 
 
 def config(dataset="glue/sst2", **changes):
@@ -107,7 +107,7 @@ def test_unknown_dataset_or_metric_is_refused(dataset, metric):
 
 
 def test_the_heads_of_the_nine_tasks():
-    heads = {name: Classification(config(name), None).head for name in DATASETS}
+    heads = {name: Classification(config(name), None).head for name in DATASETS if name.startswith("glue/")}
     assert len(heads) == 9
     assert {name: head.num_labels for name, head in heads.items() if head.num_labels != 2} == {"glue/mnli": 3, "glue/stsb": 1}
     assert [name for name, head in heads.items() if head.problem_type == "regression"] == ["glue/stsb"]
@@ -206,3 +206,36 @@ def test_sizes_of_the_real_splits(folder):
     assert {role: len(rows.data) for role, rows in official.items()} == {"train": 66_349, "selection": 1_000, "evaluation": 872}
     demo = Classification(dataclasses.replace(config("glue/mrpc"), rows="val-split"), folder).splits()
     assert {role: len(rows.data) for role, rows in demo.items()} == {"train": 272, "evaluation": 136}
+
+
+def test_half_of_dev_selects_and_the_other_half_is_reported(sst2):
+    task = sst2(dev=61, selection="halfdev")
+    splits = task.splits()
+    assert {role: len(rows.data) for role, rows in splits.items()} == {"train": 200, "selection": 30, "evaluation": 31}
+    assert sorted(texts(splits["selection"]) + texts(splits["evaluation"])) == sorted(sentences(61, 10_000)["sentence"])
+    assert task.config.protocol() == "glue/sst2@halfdev"
+    limited = sst2(dev=61, selection="halfdev", limit=5).splits()
+    assert texts(limited["evaluation"]) == texts(splits["evaluation"])[:5] and len(limited["selection"].data) == 30
+
+
+def test_a_cut_other_than_the_usual_one_is_part_of_the_id():
+    assert config("glue/rte", max_length=512, limit=7).protocol() == "glue/rte@last-512[:7]"
+    assert config("glue/rte", max_length=128).protocol() == "glue/rte@last"
+
+
+def test_mismatched_genres_are_reported_beside_matched_and_never_selected_on(memory, tiny, byte_tokenizer):
+    def rows(n, start):
+        data = {"premise": [f"p {i}" for i in range(start, start + n)], "hypothesis": ["h"] * n, "label": [i % 3 for i in range(n)]}
+        return Dataset.from_dict(data)
+
+    held = memory(train=rows(30, 0), validation_matched=rows(9, 100), validation_mismatched=rows(12, 200))
+    task = Classification(config("glue/mnli", selection="dev_best", limit=8), held)
+    parts = task.parts()
+    assert [part.protocol() for part in parts] == ["glue/mnli@dev_best[:8]", "glue/mnli-mismatched@dev_best[:8]"]
+    first, further = (part.splits()["evaluation"] for part in parts)
+    assert first.split == "validation_matched[:8]" and further.split == "validation_mismatched[:8]"
+    assert set(parts[1].splits()) == {"evaluation"} and task.splits()["selection"] is task.splits()["evaluation"]
+    assert set(task.config.reads()) == {"train", "validation_matched", "validation_mismatched"}
+    found = parts[1].evaluate(tiny("bert", "SequenceClassification", num_labels=3), byte_tokenizer, "evaluation", EvalOptions())
+    assert found.predictions["label"] == [i % 3 for i in range(8)]
+    assert [part.protocol() for part in Classification(config("glue/rte"), None).parts()] == ["glue/rte@last"]

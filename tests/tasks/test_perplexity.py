@@ -1,5 +1,6 @@
 """Perplexity against a float64 loop written here and against closed forms."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from datasets import Dataset
 
 from methods.spec import UserError
 from tasks.base import EvalOptions
+from tasks.hashing import tokenizer_hash
 from tasks.perplexity import Perplexity
 from tasks.spec import PerplexityConfig
 
@@ -53,6 +55,69 @@ def test_equals_a_float64_loop_on_a_real_model_and_text(folder, shared_models):
     assert evaluation.metrics["perplexity"] == pytest.approx(math.exp(sum(expected) / (8 * 127)), rel=1e-4)
     assert evaluation.predictions["tokens"] == [127] * 8
     assert evaluation.primary == "perplexity" and not evaluation.higher_is_better
+
+
+def real(path):
+    """A model in float32 and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+
+
+def sum_of_log_probabilities(model, ids, context, windows):
+    """Nats of `windows` windows, an independent loop: float32 forward, log-probabilities and their sum in float64."""
+    total = 0.0
+    for start in range(0, windows * context, context):
+        window = torch.tensor(ids[start : start + context])
+        with torch.no_grad():
+            scores = model.eval()(window[None]).logits[0, :-1].double().log_softmax(-1)
+        total -= scores[torch.arange(context - 1), window[1:]].sum().item()
+    return total
+
+
+def compare_with_the_loop(folder, path, context, windows=20):
+    """The task on the first windows of WikiText-2 raw against the loop, to 1e-4 relative."""
+    model, tokenizer = real(path)
+    found = Perplexity(config(context=context, limit=windows), folder).evaluate(model, tokenizer, "evaluation", EvalOptions(batch=4))
+    text = "\n\n".join(folder.rows("wikitext2", "test").data["text"][:])
+    ids = tokenizer(text[: 12 * context * windows])["input_ids"]
+    nats = sum_of_log_probabilities(model, ids, context, windows)
+    predicted = windows * (context - 1)
+    cut = [ids[i : i + context] for i in range(0, windows * context, context)]
+    size = sum(len(tokenizer.decode(window).encode()) - len(tokenizer.decode(window[:1]).encode()) for window in cut)
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(nats / predicted), rel=1e-4)
+    assert found.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-3)
+    return found.metrics
+
+
+@pytest.mark.accept
+@pytest.mark.parametrize("context", [128, 256])
+def test_stories15m_equals_the_loop(folder, shared_models, context):
+    compare_with_the_loop(folder, shared_models / "stories15M", context)
+
+
+@pytest.mark.accept
+@pytest.mark.parametrize("context", [512, 2048])
+def test_smollm2_equals_the_loop(folder, smollm2_dir, context):
+    compare_with_the_loop(folder, smollm2_dir, context)
+
+
+def test_c4_and_ptb_are_joined_by_their_own_rules(memory, byte_tokenizer):
+    c4 = Perplexity(config(dataset="c4", context=4, documents=2), memory(test=Dataset.from_dict({"text": ["ab", "cd", "ef"]})))
+    assert [window.text for window in c4.windows("evaluation", byte_tokenizer)] == ["ab "]  # <s>ab| |, "cd" is left over
+    assert c4.config.protocol() == "c4-test[:2]@ppl-4"
+    ptb = Perplexity(config(dataset="ptb", context=4), memory(test=Dataset.from_dict({"sentence": ["a", "b"]})))
+    assert [window.text for window in ptb.windows("evaluation", byte_tokenizer)] == ["a\n\n"]
+
+
+def test_a_perplexity_names_the_tokenizer_that_it_counts(memory, tiny, byte_tokenizer):
+    found = task(memory, ["a" * 100], limit=1).evaluate(tiny("gpt2", "CausalLM"), byte_tokenizer, "evaluation", EvalOptions())
+    other = copy.deepcopy(byte_tokenizer)
+    assert found.tokenizer == tokenizer_hash(other) and len(found.tokenizer) == 16
+    other(["a", "bcd"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_hash(other) == found.tokenizer
+    other.add_tokens(["abc"])
+    assert tokenizer_hash(other) != found.tokenizer
 
 
 @pytest.mark.parametrize("batch", [1, 4])

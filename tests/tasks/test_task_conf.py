@@ -17,7 +17,10 @@ NAMES = [path.relative_to(CONF).with_suffix("").as_posix() for path in FILES]
 
 def test_the_nine_glue_and_eight_commonsense_tasks_are_there():
     assert {f"glue/{n}" for n in ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")} <= set(NAMES)
-    assert {f"commonsense/{n}" for n in TEMPLATES} <= set(NAMES) and len(TEMPLATES) == 8
+    assert {f"commonsense/{n}" for n in TEMPLATES if not n.startswith("toy/")} <= set(NAMES) and len(TEMPLATES) == 9
+    classes = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")
+    assert {f"{form}/{n}" for form in ("cloze", "prompt", "text") for n in classes} <= set(NAMES)
+    assert {"text/stsb", "toy/arithmetic", "toy/choice", "toy/corpus", "toy/entailment", "toy/sentiment", "toy/similarity"} <= set(NAMES)
     assert {"demo/mrpc", "demo/sst2", "wikitext2"} <= set(NAMES)
 
 

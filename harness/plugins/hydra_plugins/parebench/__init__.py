@@ -3,19 +3,19 @@
 Hydra imports this file at every start, so what it needs of the harness is imported when it is used.
 """
 
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.parebench._planned import PlannedLauncher
 
 
 @dataclass
@@ -24,6 +24,8 @@ class GridConf(BasicSweeperConf):
 
     _target_: str = "hydra_plugins.parebench.Grid"
     grids: list[dict[str, str]] = field(default_factory=list)
+    dry: bool = False
+    """Plan and show, start nothing (`parebench-sweep plan`)."""
 
 
 @dataclass
@@ -41,25 +43,48 @@ ConfigStore.instance().store(group="hydra/launcher", name="pool", node=PoolConf,
 class Grid(BasicSweeper):
     """A union of products: every grid on top of `params`, typed overrides above both. Ends the process with the sweep's exit code."""
 
-    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None, grids: Sequence[dict[str, str]] = ()) -> None:
+    def __init__(
+        self, max_batch_size: int | None, params: dict[str, str] | None = None, grids: Sequence[dict[str, str]] = (), dry: bool = False
+    ) -> None:
         super().__init__(max_batch_size, params)
-        self.grids = list(grids) or [{}]
+        self.grids, self.dry = list(grids) or [{}], dry
 
     def sweep(self, arguments: list[str]) -> Any:
         """Plan all cells, launch those that are to run, print the summary.
 
         Raises `harness.plan.PlanError` before the first cell starts, and `SystemExit` with 0 if all cells are done or skipped.
         """
-        from harness import plan, summary
+        from harness import dispatch, mirror, plan, summary
+        from harness.compose import Compositions
+        from harness.store import ADHOC
 
-        cells = plan.check_all(self.products(arguments), self._compose)
-        todo = [list(cell.overrides) for cell in cells if cell.state == plan.RUN]
+        cells = plan.check_all(self.products(arguments), Compositions(self.hydra_context.config_loader, self.config))
+        if self.dry:
+            self._preview(cells)
+        todo = [cell for cell in cells if cell.state in (plan.RUN, plan.LEASED)]
+        if isinstance(self.launcher, Pool):
+            dispatch.check_devices(todo)
         summary.show_plan(cells)
-        plan.join(cells)
+        if not self.config.run.only:
+            plan.join(cells, sys.argv[1:])
         if todo:
             self._save()
-            self.launcher.launch(todo, initial_job_idx=0)
+            with mirror.started(cells[0].resolved.tracker, self.config.run.store, self.config.run.sweep or ADHOC):
+                self._launch(todo)
         raise SystemExit(summary.show_sweep(cells))
+
+    def _preview(self, cells: list[Any]) -> NoReturn:
+        from harness import preview
+
+        sys.stdout.write(preview.text(cells, self.config.hydra.launcher.get("workers", 1)))
+        raise SystemExit(0)
+
+    def _launch(self, todo: list[Any]) -> None:
+        """Our own launchers take planned cells as they are; every other composes them again from their overrides."""
+        if hasattr(self.launcher, "run"):
+            self.launcher.run(todo)
+        else:
+            self.launcher.launch([list(cell.overrides) for cell in todo], initial_job_idx=0)
 
     def products(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of every cell, grid by grid."""
@@ -73,16 +98,13 @@ class Grid(BasicSweeper):
             cells += self.split_arguments(own + typed, None)[0]
         return cells
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
-        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-
     def _save(self) -> None:
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / f"{self.config.run.sweep or 'adhoc'}.yaml")
 
 
-class Pool(Launcher):
+class Pool(PlannedLauncher):
     """Threads of a torch-free dispatcher, `workers` cells at a time; each cell has its own process and its share of the cores."""
 
     def __init__(self, workers: int) -> None:
@@ -95,35 +117,16 @@ class Pool(Launcher):
         number("hydra.launcher.workers", self.workers, 1)
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the cells; what each left in the store says how it ended."""
-        from harness import dispatch, summary
+    def run(self, cells: Sequence[Any]) -> dict[str, Any]:
+        """Run planned cells in order; outcomes by cell id. Ctrl-C, SIGTERM and SIGUSR2 let the running cells save first."""
+        from harness import dispatch, live, schedule, summary
+        from harness.stopping import stops
 
-        setup_globals()
-        jobs = [self._job(list(overrides), max(1, dispatch.cores() // self.workers)) for overrides in job_overrides]
-        progress = summary.Progress(len(jobs))
-        with ThreadPoolExecutor(self.workers) as threads:
-            try:
-                returns = list(threads.map(self._run, job_overrides, jobs, [progress] * len(jobs)))
-            except KeyboardInterrupt:
-                threads.shutdown(wait=False, cancel_futures=True)
-                dispatch.stop_all()
-                raise
-        return returns
-
-    def _run(self, overrides: Sequence[str], job: DictConfig, progress: Any) -> JobReturn:
-        from harness.plan import changed
-        from harness.store import Store
-
-        outcome = self.task_function(job)
-        if outcome is not None:
-            progress.line(outcome, Store(job.run.store), changed(overrides))
-        return JobReturn(overrides=list(overrides), cfg=job, status=JobStatus.COMPLETED, _return_value=outcome)
-
-    def _job(self, overrides: list[str], threads: int) -> DictConfig:
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        if cfg.run.threads is None:
-            cfg.run.threads = threads
-        return cfg
+        threads = max(1, dispatch.cores() // self.workers)
+        ready = [cell.with_threads(threads) for cell in cells]
+        outcomes: dict[str, Any] = {}
+        with live.view(ready, cells[0].store, summary.console) as view, stops():
+            for outcome in schedule.run_all(ready, self.workers, dispatch.run, dispatch.stopped):
+                view.line(outcome)
+                outcomes[outcome.cell] = outcome
+        return outcomes

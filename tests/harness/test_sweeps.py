@@ -1,0 +1,106 @@
+"""Every sweep of ours composes to possible cells, names its table, and `smoke_all` misses no method."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import pytest
+from omegaconf import DictConfig
+
+import sweeps
+from analysis.layout import layout
+from harness import compat, registry
+from harness.cli import register_sweeps
+from harness.resolve import Resolved, resolve
+from harness.usage import options
+
+SWEEPS = options("sweeps")
+
+
+def composed(sweep: str, cells: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The configuration of every cell, Hydra's own part included."""
+    register_sweeps()
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return [hydra.compose("config", overrides=[f"+sweeps={sweep}", *cell], return_hydra_config=True) for cell in cells]
+
+
+@cache
+def grid(sweep: str) -> tuple[tuple[str, ...], ...]:
+    """The overrides of every cell of a sweep."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    from hydra_plugins.parebench import Grid
+
+    conf = composed(sweep, [()])[0].hydra.sweeper
+    loader = ConfigLoaderImpl(create_config_search_path("pkg://conf"))
+    # Not an instance: Hydra executes its plugins again in the first composition, after which the class is not the imported one.
+    sweeper = SimpleNamespace(
+        params=dict(conf.params or {}),
+        grids=[dict(one) for one in conf.grids],
+        hydra_context=SimpleNamespace(config_loader=loader),
+        split_arguments=Grid.split_arguments,
+    )
+    return tuple(tuple(cell) for cell in Grid.products(sweeper, []))
+
+
+def covering(cells: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
+    """Few cells in which every value but the seeds occurs, beside every method that it occurs with."""
+    seen: set[tuple[str, str]] = set()
+    chosen = []
+    for cell in sorted(cells, key=hash_of):  # any order in which neighbours differ in more than one value
+        method = next(value for value in cell if value.startswith("method="))
+        pairs = {(method, value) for value in cell if not value.startswith("seed=")}
+        if pairs - seen:
+            seen |= pairs
+            chosen.append(cell)
+    return chosen
+
+
+def hash_of(cell: tuple[str, ...]) -> str:
+    """The same on every run."""
+    return hashlib.sha256(" ".join(cell).encode()).hexdigest()
+
+
+@cache
+def resolved(sweep: str) -> tuple[Resolved, ...]:
+    """The covering cells of a sweep, composed and checked; no data is looked for."""
+    return tuple(resolve(cfg) for cfg in composed(sweep, covering(grid(sweep))))
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_cell_is_possible_and_belongs_to_the_sweep(sweep: str) -> None:
+    assert len(set(grid(sweep))) == len(grid(sweep)), "a cell occurs twice"
+    for found in resolved(sweep):
+        assert compat.incompatible(found) is None
+        assert found.run.sweep == sweep
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_names_its_table_and_a_baseline_that_it_runs(sweep: str) -> None:
+    shown = layout(sweep)
+    assert shown.title not in ("", sweep)
+    assert f"method={shown.baseline}" in {value for cell in grid(sweep) for value in cell}
+
+
+def test_the_smoke_sweep_runs_every_method_for_two_steps() -> None:
+    cells = [found.cell for found in resolved("smoke_all")]
+    assert sorted(cell.method for cell in cells) == sorted(registry.files())
+    for cell in cells:
+        assert cell.model.name.startswith("tiny_")
+        assert cell.budget.examples / cell.recipe.batch == 2
+
+
+def test_glue_peft_is_five_methods_on_the_eight_glue_tasks_with_five_seeds() -> None:
+    values = {value for cell in grid("glue_peft") for value in cell}
+    tasks = {f"task=glue/{path.stem}" for path in (Path(sweeps.__file__).parents[1] / "conf" / "task" / "glue").glob("*.yaml")}
+    assert {value for value in values if value.startswith("task=")} == tasks - {"task=glue/wnli"}
+    assert len(grid("glue_peft")) == 5 * 8 * 5
+
+
+def test_prune_lm_trains_nothing() -> None:
+    assert len(grid("prune_lm")) == 5 * 9 * (1 + 2 * 3 + 2 + 2 * 3)
+    assert not any(found.traits.trains for found in resolved("prune_lm"))
