@@ -68,6 +68,12 @@ class Context(Protocol):
     def calibration(self) -> Tensor:
         """Token ids (sequences, length) on the CPU of the configured calibration text; for methods with the trait `calibration`."""
 
+    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter) -> None:
+        """Train new parameters from the next step on, in an optimizer group of their own with the options of the group of `like`.
+
+        For use in `on_update`. After a resume `Method.optimizer` meets the grown model, and each state goes back by parameter name.
+        """
+
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator seeded from (seed, name): equal for equal names whatever was drawn before."""
 
@@ -103,6 +109,13 @@ class Method:
     def variants(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, nn.Module]]:
         """The models that one fit yields, by name."""
         yield "main", model
+
+    def lora(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """For methods with the trait `exports_lora`: (B (out, r), A (r, in)), float32, with W' = W + B A, by stock module name.
+
+        Called after `fit` and before `finalize`; W is the loaded weight, and no backbone parameter outside these changes.
+        """
+        return {}
 
     def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
         """AdamW over `groups`."""

@@ -206,7 +206,7 @@ def role_names(model: nn.Module, roles: Sequence[str]) -> list[str]:
     if unknown:
         raise UserError(f"role {unknown[0]} is unknown; allowed: {', '.join(ROLES)}")
     paths = _role_paths(family(model), set(roles))
-    existing = {name for name, _ in model.named_modules()}
+    existing = {name for name, _ in model.named_modules(remove_duplicate=False)}
     names = [f"{prefix}.{path}" for prefix, _ in _named_layers(model) for path in paths if f"{prefix}.{path}" in existing]
     if not names:
         kind = unwrap(model).config.model_type

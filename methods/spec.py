@@ -35,6 +35,8 @@ class Traits:
     """`prepare` leaves the logits unchanged (to 1e-5 in float32)."""
     folds: bool = True
     """`finalize` returns a stock transformers model with the same logits."""
+    exports_lora: bool = False
+    """`lora` gives the final change of the backbone as low-rank factors, which a standard PEFT LoRA adapter holds."""
     gradients: bool = True
     """Needs backward passes."""
     randomness: tuple[str, ...] = ()
