@@ -19,6 +19,7 @@ from analysis.compare import Comparison, Samples, compare_with
 from analysis.export import export_records
 from analysis.layout import layout
 from analysis.load import load
+from analysis.means import with_means
 from analysis.page import page
 from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
@@ -151,10 +152,12 @@ def _compare(options: argparse.Namespace) -> None:
     frame = load(options.store, options.sweep)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
+    means = with_means(frame, layout(options.sweep).means)
+    frame = means.frame
     known = sorted(set(frame["column"].dropna()))
     if options.protocol not in (None, *known):
         raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(frame, options.store)
+    samples = Samples(frame, options.store, means.columns)
     found = compare_with(frame, samples, options.b, options.protocol, options.a)
     if not found:
         raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
