@@ -148,6 +148,7 @@ def set_up(container: dict[str, Any]) -> Bench:
     method = method_class(cell.method)(cell.method_config)
     spec = method.load(ModelSpec(dtype=DTYPES[cell.precision]))
     model, tokenizer, weights = models.load(cell.model, task.head, spec, cell.seed, sources)
+    task.attach(model)
     model.to(device)
     evaluator = Evaluator(task, tokenizer, folder, eval_options(cell, run, device), cell.seed)
     earlier = remake.awaited(Store(run.store), identity.cell)
