@@ -65,7 +65,7 @@ class LoraSb(AdapterMethod):
         weights = {name: base.weight for name, base in targets.items()}
         with ctx.phase("gradients"):
             rows = ctx.batches("train", self.config.samples)
-            sums = summed_gradients(model, weights, rows, lambda m, batch: self.loss(m, batch, ctx))
+            sums = summed_gradients(model, weights, rows, lambda m, batch: m(**batch).loss)
         eta = ctx.settings.lr / max(1.0, self.config.warmup * ctx.total_steps)
         return {name: -eta * torch.sign(g.mT if weight_is_transposed(targets[name]) else g) for name, g in sums.items()}
 
