@@ -37,7 +37,10 @@ class LoraXs(AdapterMethod):
 
     @dataclass
     class Config:
-        """`sigma`: standard deviation of R at the start; logits move by less than rounding at 1e-5. `targets`: roles."""
+        """`sigma`: standard deviation of R at the start. `targets`: roles.
+
+        The start is exact up to `sigma` times the singular values in A: at 1e-5 MiniLM's logits move by 2e-4 of their size.
+        """
 
         r: int
         alpha: float
