@@ -42,7 +42,7 @@ def write(stock: nn.Module, factors: Factors, base: ModelConfig, folder: Path) -
 
 
 def configuration(stock: nn.Module, ranks: Mapping[str, int], base: ModelConfig) -> LoraConfig:
-    """The LoRA of these ranks by stock module name; alpha is the rank everywhere, so the scale is 1. A base that is no hub model has no id."""
+    """The LoRA of these ranks by stock module name; alpha is the rank everywhere, so the scale is 1."""
     largest = max(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != largest}
     published = base.source == "hub"

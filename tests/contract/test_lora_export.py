@@ -1,4 +1,4 @@
-"""What a method with the trait `exports_lora` owes: a PEFT adapter that stock PEFT turns back into the exported model, and a low-rank change."""
+"""What a method with the trait `exports_lora` owes: an adapter that stock PEFT turns back into the exported model, a low-rank change."""
 
 import subprocess
 import sys
