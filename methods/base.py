@@ -68,10 +68,12 @@ class Context(Protocol):
     def calibration(self) -> Tensor:
         """Token ids (sequences, length) on the CPU of the configured calibration text; for methods with the trait `calibration`."""
 
-    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter) -> None:
+    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter, *, restart: bool = False) -> None:
         """Train new parameters from the next step on, in an optimizer group of their own with the options of the group of `like`.
 
-        For use in `on_update`. After a resume `Method.optimizer` meets the grown model, and each state goes back by parameter name.
+        For use in `on_update`, in one process (trait `distributed=()`). With `restart` the recipe's schedule begins anew for them: its
+        warmup, then its decay over the steps that are left. On a resume `Method.load_state_dict` gives the model the shapes of the
+        checkpoint (also smaller ones, when the best state comes back), `Method.optimizer` meets it, and groups and states go back by name.
         """
 
     def generator(self, name: str) -> torch.Generator:
@@ -116,6 +118,21 @@ class Method:
         Called after `fit` and before `finalize`; W is the loaded weight, and no backbone parameter outside these changes.
         """
         return {}
+
+    def detach(self, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+        """For methods without the trait `folds`: the finalized model taken apart, in place, into the stock model and all other tensors.
+
+        Called once, at export, where the stock model (its trained head and norms included) is saved with these tensors beside it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not fold, so it must define detach and attach")
+
+    def attach(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        """The inverse of `detach`: puts the tensors, in their own dtype, back into a stock model that was reloaded.
+
+        It runs on a new instance of the method, which knows its configuration alone. The result has its parameters in the order of the
+        finalized model and gives its logits to the last bit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not fold, so it must define detach and attach")
 
     def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
         """AdamW over `groups`."""

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. Its message is the one sentence that the user sees (exit code 2)."""
 
 
+class Diverged(RuntimeError):
+    """A loss, gradient or weight became NaN or infinite: the cell has no number. The harness raises it, and so may a method."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """What a method needs and promises; the compatibility matrix and the contract suite are derived from it.
@@ -34,7 +38,8 @@ class Traits:
     exact_at_init: bool = True
     """`prepare` leaves the logits unchanged (to 1e-5 in float32)."""
     folds: bool = True
-    """`finalize` returns a stock transformers model with the same logits."""
+    """`finalize` returns a stock transformers model with the same logits. Where False, the inserted modules stay; `detach` and `attach`
+    take them out for the export and put them back after a reload."""
     exports_lora: bool = False
     """`lora` gives the final change of the backbone as low-rank factors, which a standard PEFT LoRA adapter holds."""
     gradients: bool = True
