@@ -63,8 +63,9 @@ def run_cell(container: dict[str, Any]) -> None:
         with interruptible():
             bench.evaluate(candidate, variant)
     costs.finalized(model)
-    export.export(model, ctx.tokenizer, bench.folder / "model")
-    record = bench.record(costs.block(bench.folder / "model", model), measures, time.perf_counter() - started)
+    unfolded = None if bench.traits.folds else export.Unfolded(bench.cell.method, method)
+    stock = export.export(model, ctx.tokenizer, bench.folder / "model", unfolded)
+    record = bench.record(costs.block(bench.folder / "model", stock), measures, time.perf_counter() - started)
     write_json(bench.folder / UNSEALED, record.to_json())
 
 

@@ -117,6 +117,21 @@ class Method:
         """
         return {}
 
+    def detach(self, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+        """For methods without the trait `folds`: the finalized model taken apart, in place, into the stock model and all other tensors.
+
+        Called once, at export, where the stock model (its trained head and norms included) is saved with these tensors beside it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not fold, so it must define detach and attach")
+
+    def attach(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        """The inverse of `detach`: puts the tensors, in their own dtype, back into a stock model that was reloaded.
+
+        It runs on a new instance of the method, which knows its configuration alone. The result has its parameters in the order of the
+        finalized model and gives its logits to the last bit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not fold, so it must define detach and attach")
+
     def optimizer(self, model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
         """AdamW over `groups`."""
         betas = (settings.beta1, settings.beta2)

@@ -34,7 +34,8 @@ class Traits:
     exact_at_init: bool = True
     """`prepare` leaves the logits unchanged (to 1e-5 in float32)."""
     folds: bool = True
-    """`finalize` returns a stock transformers model with the same logits."""
+    """`finalize` returns a stock transformers model with the same logits. Where False, the inserted modules stay; `detach` and `attach`
+    take them out for the export and put them back after a reload."""
     exports_lora: bool = False
     """`lora` gives the final change of the backbone as low-rank factors, which a standard PEFT LoRA adapter holds."""
     gradients: bool = True

@@ -1,5 +1,6 @@
 """What every method owes, on every tiny model that it claims. Exceptions are declared in traits, never skipped here."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from harness import cell as spine
 from harness import guard
 from harness.checkpoint import trained_tensors
+from harness.export import probe_logits
 from harness.registry import method_class
 from harness.seeding import seed_everything
 from tests.contract.trial import STEPS, Trial, content, prepared, snapshot, stable, tensors_of
@@ -65,10 +67,24 @@ def test_finalize_keeps_the_logits(trial: Trial) -> None:
     assert close(trial.observed.logits_final, trial.observed.logits_fitted) <= SCALE
 
 
-def test_finalized_model_is_a_stock_class(trial: Trial) -> None:
+def test_finalized_model_is_a_stock_class_or_comes_apart_into_one(trial: Trial) -> None:
     final = trial.observed.final
-    assert getattr(transformers, type(final).__name__) is type(final)
-    assert not [n for n, _ in final.named_modules() if "lora" in n or "base_layer" in n]
+    assert trial.traits.folds == _is_stock(final)
+    if trial.traits.folds:
+        return
+    made = method_class(trial.method)
+    config = spine.set_up(trial.container("apart")).method.config
+    stock, tensors = made(config).detach(copy.deepcopy(final))
+    assert tensors and _is_stock(stock)
+    assert torch.equal(probe_logits(made(config).attach(stock, tensors)), trial.observed.logits_final)
+
+
+def _is_stock(model: torch.nn.Module) -> bool:
+    """A class of transformers without a parameter or a buffer that it would not have by itself."""
+    if getattr(transformers, type(model).__name__, None) is not type(model):
+        return False
+    with torch.device("meta"):
+        return set(type(model)(model.config).state_dict()) == set(model.state_dict())
 
 
 def test_counts_equal_an_independent_recount(trial: Trial) -> None:
@@ -179,11 +195,16 @@ import json, sys, torch, transformers
 from pathlib import Path
 from safetensors.torch import load_file
 transformers.logging.set_verbosity_error()
+def load(model):
+    if (model / "adapter.json").exists():
+        from harness.export import reload
+        return reload(model)
+    name = json.loads((model / "config.json").read_text())["architectures"][0]
+    return getattr(transformers, name).from_pretrained(model, dtype="auto").eval()
+
 for line in sys.stdin:
     folder = Path(line.strip())
-    model = folder / "model"
-    name = json.loads((model / "config.json").read_text())["architectures"][0]
-    loaded = getattr(transformers, name).from_pretrained(model, dtype="auto").eval()
+    loaded = load(folder / "model")
     probe = load_file(folder / "model.probe.safetensors")
     with torch.inference_mode():
         logits = loaded(input_ids=probe["input_ids"], attention_mask=torch.ones_like(probe["input_ids"])).logits
@@ -193,7 +214,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="session")
 def reloader():
-    """One process that knows nothing of parebench and reloads every export of this session."""
+    """One process that reloads every export of this session; it imports parebench only where an adapter lies beside the model."""
     process = subprocess.Popen([sys.executable, "-c", RELOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def difference(folder: Path) -> float:
@@ -207,5 +228,6 @@ def reloader():
     process.wait()
 
 
-def test_export_reloads_in_a_process_without_parebench(trial: Trial, reloader) -> None:
+def test_export_reloads_in_a_process_without_parebench_where_it_folds(trial: Trial, reloader) -> None:
+    assert (trial.straight / "model" / "adapter.json").exists() != trial.traits.folds
     assert reloader(trial.straight) <= SCALE

@@ -1,14 +1,17 @@
 """An export is proved by a reload: other weights, other classes and truncated files are refused."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from harness import export
 from harness.tiny import byte_tokenizer
+from methods.base import Method
 
 
 def model() -> BertForSequenceClassification:
@@ -63,3 +66,75 @@ def test_a_class_that_transformers_does_not_ship_is_refused(tmp_path: Path) -> N
     with pytest.raises(export.ExportError, match="Wrapped, not a stock"):
         export.export(Wrapped(model().config), byte_tokenizer(), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+class Squash(nn.Module):
+    """tanh(gain * logits): no linear map does this."""
+
+    def __init__(self, base: nn.Module, gain: Tensor) -> None:
+        super().__init__()
+        self.base_layer, self.gain = base, nn.Parameter(gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.gain * self.base_layer(x))
+
+
+class Squashed(Method):
+    """Puts `Squash` around the classifier."""
+
+    @dataclass
+    class Config:
+        """One option, which the files must carry."""
+
+        gain: float
+
+    def put(self, stock: nn.Module) -> nn.Module:
+        return self.attach(stock, {"gain": torch.tensor([self.config.gain])})
+
+    def detach(self, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+        tensors = {"gain": model.classifier.gain.detach()}
+        model.classifier = model.classifier.base_layer
+        return model, tensors
+
+    def attach(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        assert self.config.gain == 3.0
+        model.classifier = Squash(model.classifier, tensors["gain"])
+        return model
+
+
+@pytest.fixture
+def squashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The export of a model that does not fold, with frozen and trained parameters."""
+    monkeypatch.setattr(export, "method_class", {"squashed": Squashed}.__getitem__)
+    method = Squashed(Squashed.Config(3.0))
+    measured = method.put(model())
+    measured.bert.requires_grad_(False)
+    folder = tmp_path / "model"
+    stock = export.export(measured, byte_tokenizer(), folder, export.Unfolded("squashed", method))
+    assert type(stock.classifier) is nn.Linear
+    return folder
+
+
+def test_what_does_not_fold_lies_beside_the_stock_checkpoint_and_comes_back(squashed: Path) -> None:
+    assert export.verify(squashed, "cpu") == {"class": "BertForSequenceClassification", "max_abs_difference": 0.0, "adapter": "squashed"}
+    expected = load_file(export.probe_file(squashed))["logits"]
+    again = export.as_measured(squashed, torch.float32, None)
+    assert torch.equal(export.probe_logits(again), expected)
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == {
+        "classifier.gain", "classifier.base_layer.weight", "classifier.base_layer.bias",
+    }  # fmt: skip
+    plain = BertForSequenceClassification.from_pretrained(squashed).eval()
+    assert torch.allclose(torch.tanh(3.0 * export.probe_logits(plain)), expected, atol=1e-6)
+
+
+def test_an_adapter_is_reloaded_in_the_dtype_that_is_asked(squashed: Path) -> None:
+    assert {p.dtype for p in export.reload(squashed, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_other_adapter_weights_are_refused_and_change_the_hash(squashed: Path) -> None:
+    before = export.weights_hash(squashed)
+    path = squashed / "adapter.safetensors"
+    save_file({"gain": load_file(path)["gain"] + 0.1}, path)
+    assert export.weights_hash(squashed) != before
+    with pytest.raises(export.ExportError, match="differ by"):
+        export.verify(squashed, "cpu")
