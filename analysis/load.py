@@ -87,7 +87,8 @@ def _row(record: Record, result: Result) -> dict[str, Any]:
         "protocol": result.protocol, "variant": result.variant, "version": result.version,
         "metric": result.primary, "value": result.metrics[result.primary], "higher_is_better": result.higher_is_better,
         **{f"metric.{name}": value for name, value in result.metrics.items()},
-        "selection": record.selection.get("metric"), "n": result.n, "predictions": result.predictions, "rows": result.rows, "tokenizer": result.tokenizer,
+        "selection": record.selection.get("metric"),
+        "n": result.n, "predictions": result.predictions, "rows": result.rows, "tokenizer": result.tokenizer,
         **_costs(record),
         "deterministic": record.deterministic, "model_note": record.model_note, "data": record.data, "numerics": record.numerics,
     }  # fmt: skip
