@@ -19,9 +19,12 @@ from analysis.compare import Comparison, Samples, compare_with
 from analysis.export import export_records
 from analysis.layout import layout
 from analysis.load import load
+from analysis.means import with_means
 from analysis.page import page
 from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
+from analysis.tune import picks
+from analysis.tune import write as write_picks
 from harness.registry import files, load_spec
 from harness.store import write_atomically
 from methods.spec import UserError
@@ -76,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--protocol", help="default: every protocol that both were measured on")
     exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
+    tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
+    tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
+    tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
     commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
     return parser
@@ -146,10 +152,12 @@ def _compare(options: argparse.Namespace) -> None:
     frame = load(options.store, options.sweep)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
+    means = with_means(frame, layout(options.sweep).means)
+    frame = means.frame
     known = sorted(set(frame["column"].dropna()))
     if options.protocol not in (None, *known):
         raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(frame, options.store)
+    samples = Samples(frame, options.store, means.columns)
     found = compare_with(frame, samples, options.b, options.protocol, options.a)
     if not found:
         raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
@@ -169,6 +177,21 @@ def _exact(comparison: Comparison, samples: Samples) -> str:
 def _export(options: argparse.Namespace) -> None:
     cells = export_records(options.store, options.sweep, options.out)
     Console(soft_wrap=True).print(Text(f"copied {cells} cells to {options.out}"))
+
+
+def _tune(options: argparse.Namespace) -> None:
+    if not options.sweep or bool(options.write) != bool(options.budget):
+        raise UserError("give the name of a search sweep, and --budget together with --write; type parebench-report tune --help")
+    found = picks(load(options.store, options.sweep))
+    shown = RichTable(box=SIMPLE, pad_edge=False)
+    for title in ("method", "model", "chosen", "trials (rate: metric on the selection rows)"):
+        shown.add_column(title)
+    for pick in found:
+        trials = "  ".join(f"{rate:g}: {'failed' if score is None else f'{score:.4f}'}" for rate, score in pick.trials)
+        shown.add_row(pick.method, pick.model, f"{pick.chosen:g}{' (edge)' if pick.on_edge else ''}", trials)
+    Console().print(shown)
+    for path in write_picks(found, options.sweep, options.budget, options.write) if options.write else ():
+        Console(soft_wrap=True).print(Text(f"wrote {path}"))
 
 
 def _methods(options: argparse.Namespace) -> None:

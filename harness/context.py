@@ -63,6 +63,7 @@ class CellContext:
         self._examples: dict[str, list[dict[str, Any]]] = {}
         self._calibration: Tensor | None = None
         self._counts: Progress | None = None
+        self._trainer: HostTrainer | None = None
 
     def examples(self, split: str) -> list[dict[str, Any]]:
         """Encoded examples of a split, in the order of its rows."""
@@ -162,7 +163,9 @@ class CellContext:
             trainer = HostTrainer(model, self.method, self, plan, self.examples("train"), collator(self.tokenizer), listener)
             listener.rewind(plan)
             self.earlier_seconds += listener.earlier
+            self._trainer = trainer
             progress = run_phase(trainer)
+            self._trainer = None
         self.optimizer_bytes = optimizer_state_bytes(trainer.optimizer.optimizer)
         progress.seconds = listener.seconds()
         self._keep_selected(model, plan, progress)
@@ -171,6 +174,12 @@ class CellContext:
             checkpoint.write_sealed(final, lambda aside: self._write_final(aside, model))
         distributed.barrier()
         return model
+
+    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter, *, restart: bool = False) -> None:
+        """Train new parameters from the next step on. `RuntimeError` while nothing trains."""
+        if self._trainer is None:
+            raise RuntimeError("add_parameters is for `on_update` of a running training phase")
+        self._trainer.add_parameters(parameters, like, restart)
 
     def _plan(self, phase: str, share: float, select: bool, folder: Path) -> PhasePlan:
         recipe, steps = self.config.recipe, self.steps(share)

@@ -73,3 +73,8 @@ def test_a_resume_drops_lines_after_its_checkpoint_and_one_that_a_kill_has_torn(
     listener = PhaseListener(bench.ctx, "main", PeakMeter("cpu"), 0.0)
     listener.rewind(bench.ctx._plan("main", 1.0, True, bench.folder / "checkpoints" / "main"))
     assert history.read_text() == '{"phase": "other", "step": 9}\n'
+
+
+def test_parameters_join_only_a_phase_that_runs(bench: spine.Bench) -> None:
+    with pytest.raises(RuntimeError, match="running training phase"):
+        bench.ctx.add_parameters([torch.nn.Parameter(torch.zeros(1))], next(bench.model.parameters()))
