@@ -1,4 +1,4 @@
-"""Compacter (Karimi Mahabadi et al. 2021, arXiv 2106.04647, Eq. 6): h <- h + phi(act(phi(h; down)); up), phi(x) = x H + b.
+"""Compacter (Karimi Mahabadi et al. 2021, arXiv 2106.04647, Section 4): h <- h + phi(act(phi(h; down)); up), phi(x) = x H + b.
 
 H = sum_{i=1..n} K_i kron (s_i t_i): K (n, n, n) is one "slow" set shared by every phi of the model, s (n, in / n, q) and t (n, q, out / n)
 are "fast" and each phi's own. K starts from N(0, init_std^2), each s_i and t_i Xavier uniform with gain sqrt(2), b at 0; H is then so

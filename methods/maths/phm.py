@@ -1,4 +1,4 @@
-"""Parameterised hypercomplex multiplication (Zhang et al. 2021, arXiv 2102.08597) with low-rank factors (arXiv 2106.04647, Eq. 6)."""
+"""Parameterised hypercomplex multiplication (Zhang et al. 2021, arXiv 2102.08597) with low-rank factors (arXiv 2106.04647, Section 4)."""
 
 import torch
 from torch import Tensor
