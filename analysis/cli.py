@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from analysis import claims, dashboard, formats, papers
+from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.export import export_records
 from analysis.layout import layout
@@ -108,7 +109,7 @@ def _build(options: argparse.Namespace) -> Table:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
     name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
-    return table(frame, options.store, layout(name))
+    return table(frame, options.store, layout(name), before=options.variants)
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -157,11 +158,12 @@ def _compare(options: argparse.Namespace) -> None:
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     means = with_means(frame, layout(options.sweep).means)
-    frame = means.frame
+    whole, changes = with_changes(means.frame)
+    frame = whole if options.variants else whole[whole["variant"] != BEFORE]
     known = sorted(set(frame["column"].dropna()))
     if options.protocol not in (None, *known):
         raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(frame, options.store, means.columns)
+    samples = Samples(whole, options.store, means.columns | changes)
     found = compare_with(frame, samples, options.b, options.protocol, options.a)
     if not found:
         raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")

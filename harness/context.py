@@ -90,7 +90,9 @@ class CellContext:
 
     def cell(self, name: str) -> nn.Module:
         """The exported model of a finished cell that this one needs, loaded anew at every call."""
-        return needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
+        model = needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
+        self.task.attach(model)
+        return model
 
     def calibration(self) -> Tensor:
         """Token ids (sequences, length), drawn once; what they are is kept in `calibrated`.
