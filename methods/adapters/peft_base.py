@@ -8,12 +8,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from methods.base import Context, Method
 from methods.roles import head_names, role_names, weight_is_transposed
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter."""
 
 
 class PeftMethod(Method):
@@ -41,6 +45,21 @@ def target_modules(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
     """PEFT's `target_modules` and `fan_in_fan_out` for roles: full names, so that no module is caught by a common suffix."""
     names = role_names(model, roles)
     return {"target_modules": names, "fan_in_fan_out": weight_is_transposed(model.get_submodule(names[0]))}
+
+
+def adapted(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The adapted layers by the name that their module has in the stock model."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return {name.removeprefix("base_model.model."): module for name, module in layers}
+
+
+@torch.no_grad()
+def lora_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """(s B (out, r), A (r, in)), float32, of every LoRA layer by stock module name; their product is what PEFT adds to the weight."""
+    return {
+        name: (layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight.float(), layer.lora_A[ADAPTER].weight.float().clone())
+        for name, layer in adapted(model).items()
+    }
 
 
 def wrap(model: nn.Module, config: PeftConfig) -> PeftModel:
