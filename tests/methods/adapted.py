@@ -48,8 +48,11 @@ def weight_of(module: nn.Module) -> Tensor:
     return (weight.T if weight_is_transposed(module) else weight).clone()
 
 
-def check_start_and_training(method: Method, name: str, mark: str) -> None:
-    """Unchanged logits at first; parameters with `mark` in their names and the head train, all of them, and nothing else moves."""
+def check_start_and_training(method: Method, name: str, mark: str, *, every: bool = True) -> None:
+    """Unchanged logits at first; parameters with `mark` in their names and the head train and nothing else moves.
+
+    With `every` all of them move; without it the head does (a technique may set parameters back).
+    """
     stock = build(name)
     expected, head = logits(stock), head_names(stock)
     model, ctx = prepared(method, stock)
@@ -59,7 +62,9 @@ def check_start_and_training(method: Method, name: str, mark: str) -> None:
     assert {key.removeprefix("base_model.model.") for key in head_names(model)} == head
     before = snapshot(model)
     model = ctx.method.fit(model, ctx)
-    assert changed(model, before) == set(trainable(model))
+    moved = changed(model, before)
+    assert moved <= set(trainable(model)) and head_names(model) <= moved and moved & adapter
+    assert adapter <= moved or not every
 
 
 def check_merge(method: Method, name: str, size: float = 0.2) -> None:
