@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from methods.adapters.peft_base import ADAPTER, PeftMethod, adapted, lora_factors, target_modules
 from methods.base import Context
-from methods.maths.lowrank import principal_factors
+from methods.maths.principal import principal_factors
 from methods.roles import role_names, weight_is_transposed
 from methods.spec import Traits, UserError, linear_roles, number
 

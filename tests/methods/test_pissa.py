@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from methods.adapters.peft_base import ADAPTER, adapted
 from methods.adapters.pissa import Pissa
-from methods.maths.lowrank import principal_factors
+from methods.maths.principal import principal_factors
 from methods.spec import UserError
 from tests.methods.adapted import (
     FAMILIES,
