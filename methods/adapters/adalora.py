@@ -63,7 +63,7 @@ class AdaLora(PeftMethod):
 
     def prepare(self, model: nn.Module, ctx: Context) -> PeftModel:
         """Wrap the model for a schedule over all updates of the training phase to come."""
-        self.steps = ctx.total_steps
+        self.steps = max(2, ctx.total_steps)  # the first allocation needs the scores of an earlier update
         wrapped = super().prepare(model, ctx)
         for layer in adapted(wrapped).values():
             layer.ranknum.requires_grad_(False)  # moving to a device made it a trainable parameter
@@ -123,7 +123,7 @@ class AdaLora(PeftMethod):
 
     @property
     def _final(self) -> int:
-        return int(self.config.final * self.steps)
+        return min(int(self.config.final * self.steps), self.steps - 2)
 
 
 def _factors(layer: nn.Module) -> tuple[Tensor, Tensor]:

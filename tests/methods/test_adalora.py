@@ -145,6 +145,14 @@ def test_allocation_follows_the_paper_and_ends_at_the_target() -> None:
     assert sum(b.shape[1] for b, _ in factors.values()) == 8
 
 
+@pytest.mark.parametrize(("steps", "left"), [(1, 24), (2, 8), (3, 8)])
+def test_the_shortest_trainings_score_before_they_prune(steps: int, left: int) -> None:
+    method = adalora(final=0.5)
+    model, ctx = prepared(method, build("tiny_bert"), steps=steps)
+    method.fit(model, ctx)
+    assert method.measure(model, ctx)["rank_total"] == left
+
+
 @pytest.mark.parametrize("cut", [3, 7])
 def test_a_resume_goes_on_bit_for_bit(cut: int) -> None:
     """Cut while the averages run (3) and while only the last allocation counts (7)."""
