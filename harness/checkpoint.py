@@ -71,25 +71,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, path)
 
 
-def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Write an optimizer's state."""
-    save_optimizer_state(folder, optimizer.state_dict())
-
-
-def save_optimizer_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write an optimizer's state dict: tensors to safetensors, everything else (JSON values) beside it."""
+def save_optimizer(folder: Path, state: dict[str, Any]) -> None:
+    """Write an optimizer's state by name (`harness.optimizers`): tensors to safetensors, everything else (JSON values) beside it."""
     tensors, plain = _split(state)
     save_tensors(folder / "optimizer.safetensors", tensors)
     write_json(folder / "optimizer.json", plain)
 
 
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Take back what `save_optimizer` wrote."""
-    optimizer.load_state_dict(read_optimizer_state(folder))
-
-
-def read_optimizer_state(folder: Path) -> dict[str, Any]:
-    """The state dict that `save_optimizer` wrote."""
+def read_optimizer(folder: Path) -> dict[str, Any]:
+    """The state by name that `save_optimizer` wrote."""
     tensors = load_file(folder / "optimizer.safetensors")
     return _join(json.loads((folder / "optimizer.json").read_text()), tensors)
 
@@ -125,15 +115,15 @@ def _flush(path: Path) -> None:
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {"groups": state["param_groups"], "state": {}}
-    for index, values in state["state"].items():
-        tensors |= {f"{index}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
-        plain["state"][str(index)] = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
+    for name, values in state["state"].items():
+        tensors |= {f"{name}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
+        plain["state"][name] = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
     return tensors, plain
 
 
 def _join(plain: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain["state"].items()}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state[int(index)][key] = tensor
+    state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in plain["state"].items()}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition(".")
+        state[name][key] = tensor
     return {"param_groups": plain["groups"], "state": state}

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from harness import checkpoint, distributed, guard, sharding
+from harness import checkpoint, distributed, guard, optimizers, sharding
 from harness.batching import SHARE, GlobalBatches, TrainLoader
 from harness.config import Recipe
 from harness.store import write_json
@@ -146,6 +146,12 @@ class HostTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
         return {}
 
+    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter, restart: bool = False) -> None:
+        """As `methods.base.Context.add_parameters`; one process only, since a wrapper would not know the new parameters."""
+        if self.plan.compute != "single":
+            raise RuntimeError(f"add_parameters works in one process; this phase trains under compute={self.plan.compute}")
+        optimizers.join(self.optimizer, self.lr_scheduler, parameters, like, restart)
+
     def gather(self) -> None:
         """Bring `whole` up to date with what trains."""
         if self.model is not self.whole:
@@ -173,7 +179,9 @@ class HostTrainer(Trainer):
         self.progress.steps = self.state.global_step
         self.progress.seconds = self.listener.seconds()
         self.gather()
-        optimizer = sharding.whole_state(self.optimizer)
+        check_parameters(self.model, self.optimizer)
+        state = sharding.whole_state(self.optimizer)
+        optimizer = optimizers.by_name(state, optimizers.names(self.optimizer, self.model))
         if distributed.is_main():
             folder = self.plan.folder / f"checkpoint-{self.state.global_step}"
             checkpoint.write_sealed(folder, lambda aside: self._write_checkpoint(aside, optimizer))
@@ -182,7 +190,7 @@ class HostTrainer(Trainer):
 
     def _write_checkpoint(self, folder: Path, optimizer: dict[str, Any]) -> None:
         self._write_state(folder)
-        checkpoint.save_optimizer_state(folder, optimizer)
+        checkpoint.save_optimizer(folder, optimizer)
         write_json(folder / "scheduler.json", self.lr_scheduler.state_dict())
         checkpoint.save_generators(folder)
         write_json(folder / "progress.json", asdict(self.progress))
@@ -202,7 +210,9 @@ class HostTrainer(Trainer):
         if checkpoint_folder is None:
             return
         folder = Path(checkpoint_folder)
-        self.optimizer.load_state_dict(sharding.own_state(checkpoint.read_optimizer_state(folder), self.optimizer))
+        state = optimizers.regroup(self.optimizer, self.model, checkpoint.read_optimizer(folder))
+        self.optimizer.load_state_dict(sharding.own_state(state, self.optimizer))
+        optimizers.reschedule(self.optimizer, self.lr_scheduler)
         self.lr_scheduler.load_state_dict(json.loads((folder / "scheduler.json").read_text()))
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:

@@ -68,10 +68,12 @@ class Context(Protocol):
     def calibration(self) -> Tensor:
         """Token ids (sequences, length) on the CPU of the configured calibration text; for methods with the trait `calibration`."""
 
-    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter) -> None:
+    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter, *, restart: bool = False) -> None:
         """Train new parameters from the next step on, in an optimizer group of their own with the options of the group of `like`.
 
-        For use in `on_update`. After a resume `Method.optimizer` meets the grown model, and each state goes back by parameter name.
+        For use in `on_update`, in one process (trait `distributed=()`). With `restart` the recipe's schedule begins anew for them: its
+        warmup, then its decay over the steps that are left. On a resume `Method.load_state_dict` gives the model the shapes of the
+        checkpoint (also smaller ones, when the best state comes back), `Method.optimizer` meets it, and groups and states go back by name.
         """
 
     def generator(self, name: str) -> torch.Generator:
@@ -107,7 +109,10 @@ class Method:
         return model
 
     def variants(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, nn.Module]]:
-        """The models that one fit yields, by name."""
+        """The models that one fit yields, by name, from the finalized one, which `main` is.
+
+        Each may be the same module with other weights until the next is asked for; afterwards `model` is `main` again.
+        """
         yield "main", model
 
     def lora(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -40,7 +40,7 @@ def test_logits_are_unchanged_at_initialisation_where_promised(trial: Trial) -> 
 
 def test_only_declared_parameters_change(trial: Trial) -> None:
     seen = trial.observed
-    changed = {n for n, tensor in seen.fitted.items() if not torch.equal(tensor, seen.prepared[n])}
+    changed = {n for n, tensor in seen.fitted.items() if n in seen.prepared and not torch.equal(tensor, seen.prepared[n])}
     assert changed <= seen.trainable
     assert bool(changed) == trial.traits.trains
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_is_not_eligible_is_never_selected(trial: Trial, allow
     model = bench.method.fit(bench.method.prepare(bench.model, bench.ctx), bench.ctx)
     assert bench.ctx.selection["step"] == (2 if allowed else STEPS)
     kept = trained_tensors_copy(model)
-    assert all(torch.equal(kept[name], last[name]) for name in last) == (not allowed)
+    assert (kept.keys() == last.keys() and all(torch.equal(kept[name], last[name]) for name in last)) == (not allowed)
     if allowed:
         best = load_file(bench.folder / "checkpoints" / "main" / "best-2" / "weights.safetensors")
         assert all(torch.equal(kept[name], best[name]) for name in best)

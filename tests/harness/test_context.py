@@ -1,5 +1,7 @@
 """The services a method is given: what is computed once, which rows come in which order, what is metered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,6 +43,21 @@ def test_a_damaged_value_is_computed_again(bench: spine.Bench) -> None:
     assert bench.ctx.once("rank", lambda: 4) == 4
 
 
+def test_what_once_metered_is_in_the_record_of_a_resumed_cell_too(bench: spine.Bench) -> None:
+    def gradients() -> dict[str, torch.Tensor]:
+        with bench.ctx.phase("gradients"):
+            return {"rows": torch.tensor([sum(len(batch["labels"]) for batch in bench.ctx.batches("train", 20))])}
+
+    first = bench.ctx.once("gradients", gradients)
+    counted = bench.ctx.phases[-1]
+    assert (counted.name, counted.examples) == ("gradients", 20)
+    resumed = replace(bench.ctx, phases=[], earlier_seconds=0.0)
+    for _ in range(2):
+        assert torch.equal(resumed.once("gradients", gradients)["rows"], first["rows"])
+    assert resumed.phases == [counted]
+    assert resumed.earlier_seconds == counted.seconds
+
+
 def test_batches_are_a_fixed_order_within_the_budget_and_are_counted(bench: spine.Bench) -> None:
     with bench.ctx.phase("calibrate"):
         first = [batch["input_ids"] for batch in bench.ctx.batches("train")]
@@ -73,3 +90,8 @@ def test_a_resume_drops_lines_after_its_checkpoint_and_one_that_a_kill_has_torn(
     listener = PhaseListener(bench.ctx, "main", PeakMeter("cpu"), 0.0)
     listener.rewind(bench.ctx._plan("main", 1.0, True, bench.folder / "checkpoints" / "main"))
     assert history.read_text() == '{"phase": "other", "step": 9}\n'
+
+
+def test_parameters_join_only_a_phase_that_runs(bench: spine.Bench) -> None:
+    with pytest.raises(RuntimeError, match="running training phase"):
+        bench.ctx.add_parameters([torch.nn.Parameter(torch.zeros(1))], next(bench.model.parameters()))

@@ -30,7 +30,7 @@ class FakeContext:
 
     def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
         self.phases.append(phase)
-        optimizer = self.method.optimizer(model, self.settings)
+        optimizer = self.optimizer = self.method.optimizer(model, self.settings)
         model.train()
         for step, batch in enumerate(self.rows):
             self.method.on_step(model, step, self)
@@ -43,6 +43,11 @@ class FakeContext:
             optimizer.step()
             self.method.on_update(model, step + 1, self)
         return model
+
+    def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter, *, restart: bool = False) -> None:
+        """There is no schedule that could begin anew."""
+        (group,) = (group for group in self.optimizer.param_groups if any(p is like for p in group["params"]))
+        self.optimizer.add_param_group({**group, "params": parameters})
 
     def once(self, name: str, fn: Callable[[], Any]) -> Any:
         return fn()
