@@ -1,12 +1,12 @@
 """SHiRA (Bhardwaj et al. 2024, arXiv 2406.13175, Section 3): y = x (W + scatter(S, M))^T + b; S starts at 0, M is fixed.
 
 M has K = r (in + out) ones: `random`; `struct` = the diagonal, then whole rows and columns by turns; `magnitude` = largest |W|;
-`gradient` = largest sum of |dL/dW| over batches of training rows, in eval mode; `snip` = largest |W| times that sum. An implementation of
+`gradient` = largest |dL/dW|, L summed over some training rows; `snip` = largest |W dL/dW|. An implementation of
 its own: PEFT's (equal in the tests) makes a sparse tensor in every forward pass and has neither Conv1D nor the meta device. S is float32
 and enters the weight before that is rounded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 
 from methods.adapters.own_base import AdapterMethod
 from methods.adapters.wrapped import WrappedLinear, map_shape, weight_and_bias
-from methods.base import Batch, Context
+from methods.base import Context
+from methods.maths.gradients import summed_gradients
 from methods.maths.masks import topk_mask
 from methods.roles import role_names, weight_is_transposed
 from methods.spec import Traits, UserError, choice, linear_roles, number
@@ -105,8 +106,16 @@ class Shira(AdapterMethod):
         magnitude = lambda name: weight_and_bias(model.get_submodule(name))[0].abs()  # noqa: E731
         if mask == "magnitude" or model.get_submodule(names[0]).weight.is_meta:
             return magnitude
-        slopes = sensitivities(model, names, ctx.batches("train", self.config.examples))
+        slopes = self._slopes(model, names, ctx)
         return slopes.__getitem__ if mask == "gradient" else lambda name: slopes[name] * magnitude(name)
+
+    def _slopes(self, model: nn.Module, names: list[str], ctx: Context) -> dict[str, Tensor]:
+        """|dL/dW| (out, in) by target name, of the sum over the rows."""
+        modules = {name: model.get_submodule(name) for name in names}
+        rows = ctx.batches("train", self.config.examples)
+        weights = {name: module.weight for name, module in modules.items()}
+        sums = summed_gradients(model, weights, rows, lambda m, batch: self.loss(m, batch, ctx))
+        return {name: (g.mT if weight_is_transposed(modules[name]) else g).abs() for name, g in sums.items()}
 
 
 def structure(shape: tuple[int, int], draws: torch.Generator) -> Tensor:
@@ -116,21 +125,3 @@ def structure(shape: tuple[int, int], draws: torch.Generator) -> Tensor:
     scores = torch.maximum(rows[:, None], columns[None]).double()
     scores.fill_diagonal_(1)
     return scores - torch.arange(out * into).view(shape) / (2 * out * into)
-
-
-def sensitivities(model: nn.Module, names: list[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """Target name -> sum over batches of |dL/dW| (out, in), float32, in eval mode; flags and mode are left as they were."""
-    weights = {name: model.get_submodule(name).weight for name in names}
-    flags, training = [p.requires_grad for p in model.parameters()], model.training
-    model.eval()
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    sums = {name: torch.zeros(map_shape(model.get_submodule(name)), device=weight.device) for name, weight in weights.items()}
-    for batch in batches:
-        slopes = torch.autograd.grad(model(**batch).loss, list(weights.values()))
-        for (name, total), slope in zip(sums.items(), slopes, strict=True):
-            total += (slope.mT if weight_is_transposed(model.get_submodule(name)) else slope).float().abs()
-    for parameter, flag in zip(model.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
-    model.train(training)
-    return sums
