@@ -5,6 +5,7 @@ import ast
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,15 +15,18 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import dashboard, formats
+from analysis import claims, dashboard, formats, papers
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
 from analysis.export import export_records
 from analysis.layout import layout
 from analysis.load import load
+from analysis.means import with_means
 from analysis.page import page
 from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
+from analysis.tune import picks
+from analysis.tune import write as write_picks
 from harness.registry import files, load_spec
 from harness.store import write_atomically
 from methods.spec import UserError
@@ -34,7 +38,7 @@ LAST = "last"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit code: 0, or 2 after one sentence on what the user gave wrong."""
+    """Run one subcommand; the exit code: 0, 1 where a published number is contradicted, 2 after one sentence on a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True)
     handler = RichHandler(console=errors, show_time=False, show_path=False)
@@ -43,11 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["params"]:
             return _params(argv[1:])
         options = _parser().parse_args(argv)
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         errors.print(Text(f"parebench-report: {error}"))
         return 2
-    return 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
     exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
+    tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
+    tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
+    tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
+    claimed = commands.add_parser("claims", help="published parameter counts beside ours, on the papers' architectures")
+    claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
+    claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
+    claimed.set_defaults(run=_claims)
     commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
     return parser
 
@@ -159,10 +169,12 @@ def _compare(options: argparse.Namespace) -> None:
     frame = load(options.store, options.sweep)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
+    means = with_means(frame, layout(options.sweep).means)
+    frame = means.frame
     known = sorted(set(frame["column"].dropna()))
     if options.protocol not in (None, *known):
         raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(frame, options.store)
+    samples = Samples(frame, options.store, means.columns)
     found = compare_with(frame, samples, options.b, options.protocol, options.a)
     if not found:
         raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
@@ -182,6 +194,21 @@ def _exact(comparison: Comparison, samples: Samples) -> str:
 def _export(options: argparse.Namespace) -> None:
     cells = export_records(options.store, options.sweep, options.out)
     Console(soft_wrap=True).print(Text(f"copied {cells} cells to {options.out}"))
+
+
+def _tune(options: argparse.Namespace) -> None:
+    if not options.sweep or bool(options.write) != bool(options.budget):
+        raise UserError("give the name of a search sweep, and --budget together with --write; type parebench-report tune --help")
+    found = picks(load(options.store, options.sweep))
+    shown = RichTable(box=SIMPLE, pad_edge=False)
+    for title in ("method", "model", "chosen", "trials (rate: metric on the selection rows)"):
+        shown.add_column(title)
+    for pick in found:
+        trials = "  ".join(f"{rate:g}: {'failed' if score is None else f'{score:.4f}'}" for rate, score in pick.trials)
+        shown.add_row(pick.method, pick.model, f"{pick.chosen:g}{' (edge)' if pick.on_edge else ''}", trials)
+    Console().print(shown)
+    for path in write_picks(found, options.sweep, options.budget, options.write) if options.write else ():
+        Console(soft_wrap=True).print(Text(f"wrote {path}"))
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -205,6 +232,36 @@ def _summary(path: Path) -> str:
     title = (ast.get_docstring(tree) or "").splitlines()[:1]
     about = [line for node in own[:1] for line in (ast.get_docstring(node) or "").splitlines()[:1]]
     return ". ".join([text.partition(": ")[0].rstrip(".") for text in title] + about)
+
+
+def _claims(options: argparse.Namespace) -> int:
+    """Published numbers beside ours; 1 where one disagrees and nothing explains it."""
+    found = [papers.published(slug) for slug in options.slugs or papers.slugs()]
+    kinds = papers.KINDS if options.kind == "all" else (options.kind,)
+    lines = claims.judged(found, kinds, _counter())
+    shown = claims.report(lines)
+    Console(width=max(Console().width, 170), soft_wrap=True).print(shown)
+    return int(claims.failed(lines))
+
+
+def _counter() -> claims.Counts:
+    """Counts on the meta device, with torch imported at the first one; what Hydra refuses is a `UserError`."""
+
+    @cache
+    def counter() -> claims.Counts:
+        from harness.params import Counter
+
+        return Counter()
+
+    def counts(overrides: Sequence[str]) -> dict[str, Any]:
+        from harness.cli import MISTAKES, sentence
+
+        try:
+            return counter()(overrides)
+        except MISTAKES as error:
+            raise UserError(sentence(error, list(overrides))) from error
+
+    return counts
 
 
 def _params(argv: list[str]) -> int:

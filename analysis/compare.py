@@ -1,7 +1,7 @@
 """Paired comparisons of the rows of a frame, from their per-example predictions."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import stats
 from analysis.load import DONE, predictions
+from analysis.means import Mean, mean_sample
 from analysis.metrics import LOG_SCALE, to_scale
 from analysis.stats import NotComparable, Sample
 from methods.spec import UserError
@@ -36,8 +37,8 @@ class Comparison:
 class Samples:
     """Bootstrap samples of (model, column, label), each made once."""
 
-    def __init__(self, frame: pd.DataFrame, store: Path) -> None:
-        self.store = store
+    def __init__(self, frame: pd.DataFrame, store: Path, means: Mapping[str, Mean] | None = None) -> None:
+        self.store, self.means = store, means or {}
         done = frame[frame["status"] == DONE]
         self.groups = {key: one_per_seed(group) for key, group in done.groupby(["model", "column", "label"])}
         self.made: dict[tuple[str, str, str], Sample | NotComparable] = {}
@@ -47,7 +48,7 @@ class Samples:
         key = (model, column, label)
         if key not in self.made:
             try:
-                self.made[key] = self._make(self.groups[key], label)
+                self.made[key] = self._mean(*key) if column in self.means else self._make(self.groups[key], label)
             except (NotComparable, UserError) as error:
                 self.made[key] = NotComparable(str(error))
         made = self.made[key]
@@ -63,6 +64,9 @@ class Samples:
             if abs(value - to_scale(metric, recorded)) > REPRODUCED:
                 raise NotComparable(f"{label}: the predictions of seed {seed} give {metric} {value:.6f}, recorded is {recorded:.6f}")
         return made
+
+    def _mean(self, model: str, column: str, label: str) -> Sample:
+        return mean_sample(label, [self.get(model, part, label) for part in self.means[column].columns])
 
     def column(self, model: str, column: str, labels: Iterable[str]) -> list[Sample]:
         """The samples of several rows that can be made."""

@@ -19,8 +19,8 @@ def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     done = frame[frame["status"] == DONE]
     damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
     notes = (
-        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _made_from(done), _mixed_numerics(done),
-        _duplicates(done), damaged,
+        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _made_from(done),
+        _mixed_numerics(done), _duplicates(done), damaged,
     )  # fmt: skip
     return [note for some in notes for note in some]
 
@@ -59,6 +59,15 @@ def _row_notes(done: pd.DataFrame) -> Iterable[str]:
         rows = group["rows"].iloc[0]
         if rows.get("official") is False:
             yield f"{name}: {rows['rows']} rows of {rows['dataset']} ({rows['split']}), not the official split"
+
+
+def _training_notes(done: pd.DataFrame) -> Iterable[str]:
+    """What cells were trained on, where the source says that it is not the official set."""
+    trained = done[done["flops"].fillna(0) > 0]
+    for (model, task), group in trained.groupby(["model", "task"]):
+        rows = group["data"].iloc[0].get("train") or {}
+        if rows.get("official") is False:
+            yield f"{model}, {task}: trained on {rows['rows']} rows of {rows['dataset']} ({rows['split']}), not the official set"
 
 
 def _made_from(done: pd.DataFrame) -> Iterable[str]:

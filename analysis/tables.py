@@ -12,6 +12,7 @@ from analysis.compare import Comparison, Samples, compare_with, one_per_seed
 from analysis.footnotes import footnotes
 from analysis.layout import Layout
 from analysis.load import DONE
+from analysis.means import with_means
 from analysis.metrics import LOG_SCALE
 from analysis.stats import NotComparable
 
@@ -154,22 +155,25 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout) -> Table:
     Best and tied rows are marked within a model, among rows all of whose seeds finished. Raises `UserError` for a baseline
     that is in no row.
     """
-    samples = Samples(frame, store)
+    measured, means = frame, with_means(frame, layout.means)
+    frame = means.frame
+    samples = Samples(frame, store, means.columns)
     names = list(dict.fromkeys(frame["column"].dropna().sort_values()))
     median = layout.center == "median"
-    rows = [_row(model, label, group, names, median) for (model, label), group in frame.groupby(["model", "label"])]
-    problems: list[str] = [MEDIANS] if median else []
+    rows = [_row(model, label, group, names, measured, median) for (model, label), group in frame.groupby(["model", "label"])]
+    problems: list[str] = [*means.notes, *([MEDIANS] if median else [])]
     for name in names:
         for model in dict.fromkeys(row.model for row in rows):
             _mark(model, name, rows, frame, samples, problems)
     columns = [_column(frame, name, rows, samples, layout) for name in names]
     comparisons = compare_with(frame, samples, layout.baseline) if layout.baseline else []
-    return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(frame, rows), *problems], _versions(frame))
+    return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(measured, rows), *problems], _versions(measured))
 
 
-def _row(model: str, label: str, group: pd.DataFrame, names: list[str], median: bool) -> Row:
+def _row(model: str, label: str, group: pd.DataFrame, names: list[str], measured: pd.DataFrame, median: bool) -> Row:
     cells = {name: replace(_cell(group[group["column"] == name]), median=median) for name in names}
-    return Row(model, label, cells, _costs(group[group["status"] == DONE]))
+    own = measured[(measured["model"] == model) & (measured["label"] == label) & (measured["status"] == DONE)]
+    return Row(model, label, cells, _costs(own))
 
 
 def _cell(group: pd.DataFrame) -> Cell:

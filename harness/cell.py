@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from harness import distributed, export, lease, models, needed, origin, protocols, remake, stale
+from harness import distributed, export, lease, models, needed, origin, peft_export, protocols, remake, stale
 from harness.config import DTYPES, Cell, RunConfig
 from harness.context import CellContext
 from harness.costing import CostSheet
@@ -56,6 +56,7 @@ def run_cell(container: dict[str, Any]) -> None:
         return  # of several processes the first alone goes on
     costs.fitted(model)
     measures = method.measure(model, ctx)
+    factors = peft_export.kept(method.lora(model)) if bench.traits.exports_lora and bench.run.keep_model else {}
     seed_everything(seed, "finalize")
     model = method.finalize(model, ctx)
     check_weights(model)
@@ -65,6 +66,8 @@ def run_cell(container: dict[str, Any]) -> None:
     costs.finalized(model)
     unfolded = None if bench.traits.folds else export.Unfolded(bench.cell.method, method)
     stock = export.export(model, ctx.tokenizer, bench.folder / "model", unfolded)
+    if factors:
+        peft_export.write(stock, factors, bench.cell.model, bench.folder / peft_export.FOLDER)
     record = bench.record(costs.block(bench.folder / "model", stock), measures, time.perf_counter() - started)
     write_json(bench.folder / UNSEALED, record.to_json())
 

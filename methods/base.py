@@ -109,7 +109,10 @@ class Method:
         return model
 
     def variants(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, nn.Module]]:
-        """The models that one fit yields, by name."""
+        """The models that one fit yields, by name, from the finalized one, which `main` is.
+
+        Each may be the same module with other weights until the next is asked for; afterwards `model` is `main` again.
+        """
         yield "main", model
 
     def lora(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

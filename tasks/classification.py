@@ -104,6 +104,10 @@ class Classification(Task):
 
     @cached_property
     def _splits(self) -> dict[str, Rows]:
+        found = self._divided()
+        return found | {"train": first(found["train"], self.config.train_rows)}
+
+    def _divided(self) -> dict[str, Rows]:
         dev = self._read(dev_splits(self.config.dataset)[0])
         if self.config.rows == "val-split":
             evaluation, train = divide(dev, len(dev.data) // 3, "evaluation")

@@ -76,8 +76,12 @@ class ClassificationConfig:
     """Bumped when the protocol's numbers change."""
     init: str | None = field(default=None, metadata={"added": None})
     """Task whose finished cell, of the same method, gives the backbone (papers: `glue/mnli` for RTE, MRPC and STS-B); the head is new."""
+    train_rows: int | None = field(default=None, metadata={"added": None})
+    """Train on the first rows only; None = all."""
 
     def __post_init__(self) -> None:
+        if self.train_rows is not None:
+            number("task.train_rows", self.train_rows, 1)
         choice("task.rows", self.rows, ("official", "val-split"))
         if self.init == self.name:
             raise UserError(f"task.init={self.init} is the task itself; name another classification task, or task.init=null")
@@ -98,6 +102,7 @@ class ClassificationConfig:
         name = self.dataset if self.rows == "official" else self.dataset.split("/")[-1]
         rule = self.selection if self.rows == "official" else self.rows
         start = "" if self.init is None else f"-from-{self.init.split('/')[-1]}"
+        start += "" if self.train_rows is None else f"-first{self.train_rows}"
         return f"{name}{part}@{rule}{start}{length_suffix(self.max_length)}{rows_suffix(self.limit)}"
 
     def reads(self) -> dict[str, tuple[str, str]]:

@@ -150,6 +150,14 @@ def test_rows_that_are_not_official_are_said(tmp_path):
     assert f"{PROTOCOL}: 100 rows of toy (validation), not the official split" in built(tmp_path).footnotes
 
 
+def test_training_on_a_part_of_the_official_set_is_said(tmp_path):
+    train = {"dataset": "mix", "split": "train", "rows": 20, "sha256": "ab", "official": False}
+    record(tmp_path, "a", "lora", 0, scores("lora", 0, 0.5), train=train)
+    record(tmp_path, "b", "lora", 0, scores("lora", 0, 0.5), train=train | {"official": True}, task="toy/b", protocol="toy/b@heldout")
+    notes = [note for note in built(tmp_path).footnotes if "trained on" in note]
+    assert notes == ["toy, toy/a: trained on 20 rows of mix (train), not the official set"]
+
+
 def test_compare_takes_methods_and_row_labels(store):
     for seed in (0, 1):
         for r in (8, 16):

@@ -1,0 +1,83 @@
+"""A search is judged by its selection rows alone, and its outcome becomes a recipe."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from analysis.tune import matcher, picks, write
+from harness.recipes import parse, resolve
+from methods.spec import UserError
+
+
+def cells(method: str, scores: dict[float, float | None], values: float = 0.5) -> list[dict]:
+    """Rows of a search as `load` gives them; None = the cell failed."""
+    return [
+        {
+            "cell": f"{method}{rate}{score}", "method": method, "model": "minilm", "variant": "main", "recipe.lr": rate,
+            "status": "diverged" if score is None else "done", "selection": score, "value": values / (1 + i),
+        }
+        for i, (rate, score) in enumerate(scores.items())
+    ]  # fmt: skip
+
+
+def test_the_best_on_the_selection_rows_wins_whatever_the_reported_rows_say() -> None:
+    rows = cells("lora", {1e-3: 0.6, 4e-3: 0.8, 2e-2: 0.7}) + cells("vera", {1e-3: 0.5, 4e-3: 0.6, 2e-2: 0.9})
+    lora, vera = picks(pd.DataFrame(rows))
+    assert (lora.method, lora.chosen, lora.on_edge) == ("lora", 4e-3, False)
+    assert (vera.method, vera.chosen, vera.on_edge) == ("vera", 2e-2, True)
+
+
+def test_failed_trials_count_as_trials_and_ties_go_to_the_lower_rate() -> None:
+    (pick,) = picks(pd.DataFrame(cells("lora", {1e-3: 0.7, 4e-3: 0.7, 2e-2: None})))
+    assert pick.chosen == 1e-3 and len(pick.trials) == 3 and pick.trials[2] == (2e-2, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (cells("lora", {1e-3: 0.6, 4e-3: 0.8}) + cells("vera", {1e-3: 0.5}), "vera has 1 trials and others have 2"),
+        (cells("lora", {1e-3: 0.6}) + cells("lora", {1e-3: 0.7}), "two cells of lora on minilm with one learning rate"),
+        (cells("lora", {1e-3: None}), "no trial of lora on minilm finished"),
+        ([{**cells("lora", {1e-3: 0.5})[0], "selection": None}], "no selection rows; run the search with task.selection=heldout"),
+    ],
+)
+def test_an_unfair_search_is_refused(rows: list[dict], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        picks(pd.DataFrame(rows))
+
+
+METHOD = """name: lora
+r: 8
+recipes:
+  - when: {}
+    origin: default
+    source: 'a, b: c'
+    values: {lr: 5.0e-4}
+  - when: {model: minilm, budget: brief}
+    origin: tuned
+    source: 'an earlier search'
+    values: {lr: 9.0e-1}
+  - when: {task: 'glue/*'}
+    origin: paper
+    source: 'it''s theirs'
+    values: {warmup: 0.06}
+"""
+
+
+def test_a_pick_becomes_the_recipe_of_its_budget_and_replaces_an_earlier_one(tmp_path) -> None:
+    path = tmp_path / "lora.yaml"
+    path.write_text(METHOD)
+    found = picks(pd.DataFrame(cells("lora", {1e-3: 0.6, 4e-3: None, 2e-2: 0.71234})))
+    assert list(write(found, "search", "brief", tmp_path)) == [path]
+    once = path.read_text()
+    assert list(write(found, "search", "brief", tmp_path)) and path.read_text() == once
+    assert once.startswith(METHOD.partition("  - when: {model")[0]) and "earlier" not in once and "it''s theirs" in once
+    recipes = parse(yaml.safe_load(once)["recipes"], "lora.yaml")
+    assert (
+        recipes[-1].source
+        == "best of 3 on selection rows (0.001: 0.600, 0.004: failed, 0.02: 0.712, at the edge of the range), sweep search"
+    )
+    names = {"task": "glue/stsb", "model": "minilm", "budget": "brief"}
+    assert resolve(recipes, names, {})[0]["lr"] == 2e-2
+    assert resolve(recipes, names | {"budget": "short"}, {})[0]["lr"] == 5e-4
+    assert matcher(found[0], "search", "brief")["when"] == {"model": "minilm", "budget": "brief"}
