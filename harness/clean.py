@@ -85,7 +85,7 @@ def _of_cell(store: Store, cell: str, model: bool) -> Iterator[Removal]:
     if lease.holder(folder) is not None:
         return
     if readable(store, cell) is not None:
-        names = {CHECKPOINTS: RESUME, MODELS: ("model",) if model else ()}
+        names = {CHECKPOINTS: RESUME, MODELS: ("model", "adapter") if model else ()}
         yield from (
             Removal(kind, folder / name, used(folder / name), cell) for kind, own in names.items() for name in own if _there(folder, name)
         )
