@@ -13,7 +13,10 @@ from tasks.forward import batches, max_input, measuring
 
 
 def mean_states(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], options: EvalOptions) -> list[NDArray]:
-    """Mean hidden state of the tokens of each text after half of the layers, float32; texts keep their left end where they are too long."""
+    """Mean hidden state of the tokens of each text after half of the layers, float32; texts keep their left end where they are too long.
+
+    Virtual tokens that a method puts before a text are read and not averaged.
+    """
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"][: max_input(model, tokenizer)] for text in texts]
     found: list[NDArray] = [np.zeros(0)] * len(texts)
     with measuring(model, options):
@@ -22,7 +25,7 @@ def mean_states(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seq
             ids = torch.tensor([encoded[i] + [0] * (width - len(encoded[i])) for i in indices], device=options.device)
             mask = torch.tensor([[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in indices], device=options.device)
             states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            middle = states[(len(states) - 1) // 2].float() * mask[..., None]
+            middle = states[(len(states) - 1) // 2][:, -width:].float() * mask[..., None]
             for i, vector in zip(indices, (middle.sum(dim=1) / mask.sum(dim=1, keepdim=True)).cpu().numpy(), strict=True):
                 found[i] = vector
     return found

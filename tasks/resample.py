@@ -51,19 +51,19 @@ class Resample(Task):
 
     def evaluate(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, options: EvalOptions) -> Evaluation:
         """`accuracy` within K attempts under the first verifier, `pass@k` (under the gold answer), `single` (accuracy of one sample),
-        `invalid`; for each verifier `accuracy/<v>`, `false_positives/<v>`, `accepted/<v>`, `best_attempts/<v>/cost<c>`; and where asked
-        `redundancy/...`. What is undefined is left out.
+        `invalid`; for each verifier `accuracy/<v>`, `false_positives/<v>`, `accepted/<v>`, `reward/<v>/cost<c>` (U(K)) and
+        `best_attempts/<v>/cost<c>` (K*); and where asked `redundancy/...`. What is undefined is left out.
 
         `predictions` has a row per question; its lists have an entry per candidate (`answers`, `correct`, `completions`,
         `completion_tokens`, `logprobs`, `accepted/<v>`), `votes` one per further sample.
         """
         choice("split", split, ("evaluation",))
         questions, drawn = self._questions(), self._draw(model, tokenizer, options)
-        judged = [self._judge(own, gold) for own, gold in zip(drawn, self._gold(), strict=True)]
+        judged = [self._judge(own, seeds, gold) for own, seeds, gold in zip(drawn, self._seeds(), self._gold(), strict=True)]
         n = self.config.samples
         candidates, votes = [own[:n] for own in judged], [own[n:] for own in judged]
         correct = np.array([[s.correct for s in own] for own in candidates])
-        accepted = {name: _bits(verify, candidates, votes) for name, (verify, _) in self.verifiers.items()}
+        accepted = {name: _bits(*verifier, candidates, votes) for name, verifier in self.verifiers.items()}
         reported = resampling.outcomes(correct, accepted[self.config.verifiers[0]], self.config.attempts)
         columns: dict[str, list] = {
             "example": [example_hash({"question": question}) for question in questions],
@@ -107,16 +107,21 @@ class Resample(Task):
             raise UserError(f"task.new_tokens={config.new_tokens} leaves no room for a prompt; the model takes {room + config.new_tokens}")
         prompts = [ids[-room:] for ids in encode_prompts(tokenizer, self.prompts())]
         repeated = [ids for ids in prompts for _ in range(each)]
-        seeds = [seed_of(config.sampling_seed, question, i) for question in self._questions() for i in range(each)]
+        seeds = [seed for own in self._seeds() for seed in own]
         decoding = Decoding(config.new_tokens, stop=("\n\n",) if config.shots else ())
         drawn = sample(model, tokenizer, repeated, seeds, decoding, config.temperature, options)
         return [drawn[start : start + each] for start in range(0, len(drawn), each)]
 
-    def _judge(self, drawn: Sequence[Drawn], gold: str) -> list[Sample]:
+    def _seeds(self) -> list[list[int]]:
+        """Of all samples, per question."""
+        base, each = self.config.sampling_seed, self.config.samples + self.votes
+        return [[seed_of(base, question, i) for i in range(each)] for question in self._questions()]
+
+    def _judge(self, drawn: Sequence[Drawn], seeds: Sequence[int], gold: str) -> list[Sample]:
         answers = [self._answer(one.text) for one in drawn]
         return [
-            Sample(one.text, answer, answer is not None and same(answer, gold), one.logprob)
-            for one, answer in zip(drawn, answers, strict=True)
+            Sample(one.text, answer, answer is not None and same(answer, gold), one.logprob, seed)
+            for one, answer, seed in zip(drawn, answers, seeds, strict=True)
         ]
 
     def _answer(self, text: str) -> str | None:
@@ -139,37 +144,28 @@ class Resample(Task):
             made = resampling.outcomes(correct, bits, k)
             found |= {f"accuracy/{name}": float(made.accuracy()[-1]), f"false_positives/{name}": made.false_positives()}
             found |= {f"accepted/{name}": float(bits.mean())}
+            found |= {f"reward/{name}/cost{cost}": float(made.reward(cost)[-1]) for cost in COSTS}
             found |= {f"best_attempts/{name}/cost{cost}": float(made.best_attempts(cost)) for cost in COSTS}
         return found
 
     def _redundancy(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, candidates: list[list[Sample]], options: EvalOptions
     ) -> tuple[dict[str, float], dict[str, list]]:
-        """Means over the correct solutions in which a first correct one was found, and `erd`, `ird` and `fcs_tokens` per candidate."""
+        """Means over the correct solutions that conclude their answer, and `erd`, `ird` and `fcs_tokens` per candidate."""
 
-        def count(text: str) -> int:
-            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        def encode(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
 
         rows = zip(candidates, self._gold(), self._questions(), strict=True)
-        found = [[redundancy.measured(s.text, gold, s.correct, question, count) for s in own] for own, gold, question in rows]
-        parts = [[redundancy.windows(redundancy.sentences(one.fcs)) if one.fcs else [] for one in own] for own in found]
-        states = iter(mean_states(model, tokenizer, [text for own in parts for texts in own for text in texts], options))
-        groups = [[np.array([next(states) for _ in texts]) for texts in own] for own in parts]
-        base = redundancy.baseline([np.concatenate(kept) for own in groups if (kept := [g for g in own if len(g)])])
-        ird = [[redundancy.internal(group, base) for group in own] for own in groups]
-        low = [redundancy.low_gain(group) for own in groups for group in own]
-        flat = [one for own in found for one in own]
-        correct = sum(s.correct for own in candidates for s in own)
-        metrics = {
-            "redundancy/erd": _mean([one.erd for one in flat]), "redundancy/ird": _mean([value for own in ird for value in own]),
-            "redundancy/low_gain": _mean(low), "redundancy/base": base, "redundancy/tokens": _mean([one.tokens for one in flat]),
-            "redundancy/fcs_tokens": _mean([one.fcs_tokens for one in flat]),
-            "redundancy/coverage": sum(one.erd is not None for one in flat) / correct if correct else float("nan"),
-            "redundancy/undefined_ird": float(sum(value is None for own in ird for value in own)),
-            "redundancy/tokens_per_correct": sum(one.tokens for one in flat) / correct if correct else float("nan"),
-        }  # fmt: skip
-        columns = {"erd": [[one.erd for one in own] for own in found], "ird": ird}
-        return metrics, columns | {"fcs_tokens": [[one.fcs_tokens for one in own] for own in found]}
+        found = [[redundancy.measured(s.text, gold, s.correct, question, encode) for s in own] for own, gold, question in rows]
+        texts = [text for own in found for one in own for text in one.windows]
+        states = iter(mean_states(model, tokenizer, texts, options))
+        embedded = redundancy.Windows([[np.array([next(states) for _ in one.windows]) for one in own] for own in found])
+        correct, longest = sum(s.correct for own in candidates for s in own), self.config.new_tokens
+        metrics = redundancy.summary(found, embedded, correct, sorted({longest // 4, longest // 2}))
+        columns: dict[str, list] = {"erd": [[one.erd for one in own] for own in found], "ird": embedded.internal()}
+        columns["fcs_tokens"] = [[one.fcs_tokens for one in own] for own in found]
+        return {f"redundancy/{name}": value for name, value in metrics.items()}, columns
 
 
 def seed_of(base: int, question: str, index: int) -> int:
@@ -186,10 +182,5 @@ def same(found: str, gold: str) -> bool:
         return False
 
 
-def _bits(verify: verifiers.Verifier, candidates: list[list[Sample]], votes: list[list[Sample]]) -> np.ndarray:
-    return np.array([verify(own, more) for own, more in zip(candidates, votes, strict=True)], dtype=bool)
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else float("nan")
+def _bits(verify: verifiers.Verifier, needed: int, candidates: list[list[Sample]], votes: list[list[Sample]]) -> np.ndarray:
+    return np.array([verify(own, more[:needed]) for own, more in zip(candidates, votes, strict=True)], dtype=bool)

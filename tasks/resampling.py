@@ -98,9 +98,14 @@ class Types:
         return benefit * self.completeness * r + harm * (1 - r) * (1 - self.soundness)
 
     def posterior(self, attempts: int) -> Array:
-        """(attempts, types): pi_i(k), proportional to p_i beta_i^(k - 1)."""
-        weights = np.asarray(self.prior) * self.reject() ** np.arange(attempts)[:, None]
-        return weights / weights.sum(axis=1, keepdims=True)
+        """(attempts, types): pi_i(k), proportional to p_i beta_i^(k - 1); 0 for an attempt that is never made."""
+        weights = self._reach(attempts)
+        total = weights.sum(axis=1, keepdims=True)
+        return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+
+    def _reach(self, attempts: int) -> Array:
+        """(attempts, types): p_i beta_i^(k - 1), the probability of the type and of all k - 1 earlier rejections."""
+        return np.asarray(self.prior) * self.reject() ** np.arange(attempts)[:, None]
 
     def values(self, attempts: int, benefit: float, harm: float, variant: str = "exact") -> Array:
         """(attempts,): expected value of the k-th attempt, sum_i pi_i(k) gains_i times the probability that it is reached.
@@ -108,9 +113,8 @@ class Types:
         That is sum_i p_i beta_i^(k - 1). `variant="notebook"` weighs with the posterior pi_i(k) in place of the prior p_i, as the
         authors' notebook does; it is kept to compare with their figures.
         """
-        powers = self.reject() ** np.arange(attempts)[:, None]
-        weights = {"exact": np.asarray(self.prior)[None], "notebook": self.posterior(attempts)}[variant]
-        return self.posterior(attempts) @ self.gains(benefit, harm) * (weights * powers).sum(axis=1)
+        reach = {"exact": self._reach(attempts), "notebook": self.posterior(attempts) * self.reject() ** np.arange(attempts)[:, None]}
+        return self.posterior(attempts) @ self.gains(benefit, harm) * reach[variant].sum(axis=1)
 
     def reward(self, attempts: int, cost: float) -> Array:
         """(attempts,): U(K), the sum of the values of the first K attempts."""

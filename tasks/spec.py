@@ -284,7 +284,8 @@ class ResampleConfig:
     temperature: float
     verifiers: list[str]
     """The first one decides the reported accuracy and is part of the id, the others are recorded beside it: `exact` (then the accuracy
-    is pass@K), `format`, `arithmetic`, `agreement:<votes>:<share>`, `logprob:<nats>` (see `tasks/verifiers.py`)."""
+    is pass@K), `format`, `arithmetic`, `agreement:<votes>:<share>`, `logprob:<nats>`, `flipped:<completeness>:<soundness>` (see
+    `tasks/verifiers.py`)."""
     prompt: str
     """`line` (the question and a line break, as `kind: solution` trains) or a key of `tasks/prompts.py`."""
     shots: int

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from methods.spec import UserError, number
+from tasks.toy.draws import Draws
 
 OPERATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/x×])\s*(-?\d+(?:\.\d+)?)\s*=\s*(-?\d+(?:\.\d+)?)")  # noqa: RUF001
 TOLERANCE = 1e-2
 """Largest error of a stated result: worked solutions round to cents."""
+RESOLUTION = 10**6
+"""Steps of a rate."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Sample:
     correct: bool
     logprob: float
     """Mean log-probability per token in nats."""
+    seed: int = 0
+    """Of its draw."""
 
 
 Verifier = Callable[[Sequence[Sample], Sequence[Sample]], list[bool]]
@@ -63,7 +68,25 @@ def agreement(threshold: float) -> Verifier:
 
 def confident(threshold: float) -> Verifier:
     """The mean log-probability per token is at least `threshold`."""
-    return lambda candidates, votes: [sample.logprob >= threshold for sample in candidates]
+
+    def verify(candidates: Sequence[Sample], votes: Sequence[Sample]) -> list[bool]:
+        return [sample.logprob >= threshold for sample in candidates]
+
+    return verify
+
+
+def flipped(completeness: float, soundness: float) -> Verifier:
+    """The gold answer with errors: P(accept | correct) = completeness, P(reject | wrong) = soundness; to test theory with.
+
+    Errors are independent, and fixed by a sample's seed: the same in every run.
+    """
+
+    def verify(candidates: Sequence[Sample], votes: Sequence[Sample]) -> list[bool]:
+        rates = [completeness if sample.correct else 1 - soundness for sample in candidates]
+        draws = [Draws("verifier", sample.seed).below(RESOLUTION) for sample in candidates]
+        return [draw < rate * RESOLUTION for draw, rate in zip(draws, rates, strict=True)]
+
+    return verify
 
 
 def parse(name: str) -> tuple[Verifier, int]:
@@ -76,13 +99,17 @@ def parse(name: str) -> tuple[Verifier, int]:
     plain = {"exact": exact, "format": well_formed, "arithmetic": arithmetic}
     if kind in plain and not values:
         return plain[kind], 0
+    if kind == "flipped" and len(numbers) == 2:
+        for value in numbers:
+            number(f"task.verifiers={name}: a rate", value, 0, 1)
+        return flipped(*numbers), 0
     if kind == "logprob" and len(numbers) == 1:
         number(f"task.verifiers={name}: the threshold", numbers[0], high=0)
         return confident(numbers[0]), 0
     if kind == "agreement" and len(numbers) == 2 and numbers[0] >= 1 and numbers[0].is_integer():
         number(f"task.verifiers={name}: the threshold", numbers[1], 0, 1, open_low=True)
         return agreement(numbers[1]), int(numbers[0])
-    allowed = "exact, format, arithmetic, agreement:<votes>:<share>, logprob:<nats>"
+    allowed = "exact, format, arithmetic, agreement:<votes>:<share>, logprob:<nats>, flipped:<completeness>:<soundness>"
     raise UserError(f"task.verifiers={name} is not allowed; allowed: {allowed}")
 
 

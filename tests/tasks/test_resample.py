@@ -17,9 +17,9 @@ from tasks.sources import Sources
 from tasks.spec import ResampleConfig, trains
 
 VALUES = {
-    "name": "resample/toy", "kind": "resample", "dataset": "toy/arithmetic-1", "split": "test", "attempts": 2, "samples": 4, "temperature": 0.8,
-    "verifiers": ["exact", "format", "agreement:2:0.5"], "prompt": "line", "shots": 0, "answer": "marked", "new_tokens": 6,
-    "sampling_seed": 0, "redundancy": True, "limit": 3, "version": 1,
+    "name": "resample/toy", "kind": "resample", "dataset": "toy/arithmetic-1", "split": "test", "attempts": 2, "samples": 4,
+    "temperature": 0.8, "verifiers": ["exact", "format", "agreement:2:0.5"], "prompt": "line", "shots": 0, "answer": "marked",
+    "new_tokens": 6, "sampling_seed": 0, "redundancy": True, "limit": 3, "version": 1,
 }  # fmt: skip
 
 
@@ -89,6 +89,8 @@ def test_hidden_states_do_not_depend_on_padding(llama, byte_tokenizer):
         with torch.no_grad():
             direct = llama(ids, output_hidden_states=True).hidden_states[1][0].mean(0)
         assert vector == pytest.approx(direct.numpy(), abs=1e-5)
+    turned = mean_states(llama, byte_tokenizer, texts[::-1], EvalOptions(batch=1))[::-1]
+    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(both, turned, strict=True))
 
 
 def test_the_task_records_every_sample(made, llama, byte_tokenizer):
@@ -132,11 +134,21 @@ def test_metrics_are_those_of_the_bits(made, llama, byte_tokenizer, scripted):
     form = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
     assert metrics["accuracy/format"] == pytest.approx(outcomes(correct, form, 2).accuracy()[-1])
     assert metrics["false_positives/format"] == pytest.approx((1 / 3 + 3 / 4) / 2) and metrics["false_positives/exact"] == 0
+    assert metrics["reward/format/cost4"] == pytest.approx(outcomes(correct, form, 2).reward(4)[-1])
     agreed = [[True, True, False, False], [True, True, False, True], [False] * 4]
     assert found.predictions["accepted/agreement:2:0.5"] == agreed and metrics["best_attempts/agreement:2:0.5/cost8"] == 0
     assert np.mean(found.predictions["score"]) == pytest.approx(metrics["accuracy"])
-    assert metrics["redundancy/coverage"] == 1 and metrics["redundancy/erd"] > 0 and metrics["redundancy/undefined_ird"] == 12
+    assert metrics["redundancy/coverage"] == 1 and metrics["redundancy/erd"] == 0 and metrics["redundancy/undefined_ird"] == 1
     assert "redundancy/ird" not in metrics and found.predictions["erd"][2] == [None] * 4
+
+
+def test_every_verifier_has_its_own_votes_alone(made, llama, byte_tokenizer, scripted):
+    """Three votes are drawn for the second verifier; the first one still asks two: the third one of them would change its verdict."""
+    task = made(verifiers=["agreement:2:0.5", "agreement:3:0.6"])
+    scripted([["5", "6", "7", "8", "5", "6", "6"]] * 3)
+    accepted = task.evaluate(llama, byte_tokenizer, "evaluation", EvalOptions()).predictions
+    assert accepted["accepted/agreement:2:0.5"][0] == [True, True, False, False]
+    assert accepted["accepted/agreement:3:0.6"][0] == [False, True, False, False]
 
 
 def test_the_reported_verifier_is_the_first_one(made, llama, byte_tokenizer, scripted):

@@ -102,7 +102,7 @@ def test_the_notebook_weighs_later_attempts_by_the_posterior():
 def test_free_false_positives_never_harm_and_dear_ones_forbid_answers():
     correct, accepted = bits(4, rate=0.15)
     made = outcomes(correct, accepted, 6)
-    assert (np.diff(made.reward(0)) >= -1e-12).all() and made.best_attempts(0) == 6
+    assert (np.diff(made.reward(0)) >= -1e-12).all() and made.reward(0)[made.best_attempts(0) - 1] == made.reward(0).max()
     assert made.best_attempts(8) == 0 and [made.best_attempts(cost) for cost in COSTS] == sorted(
         (made.best_attempts(cost) for cost in COSTS), reverse=True
     )
@@ -148,18 +148,31 @@ def test_each_verifier_has_its_own_flaw():
     assert parse("logprob:-0.2")[0]([one(), one(logprob=-0.3)], []) == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("3 + 4 = 7", True), ("3+4=8", False), ("Half is 48/2 = <<48/2=24>>24.", True), ("12 * 1,000 = 12,000", True), ("$5 x 3 = $15", True),
-        ("10 / 3 = 3.33", True), ("7 / 0 = 0", False), ("-3 - 4 = -7", True), ("2 + 2 = 4 and 1 + 1 = 3", False), ("no sum", False),
-    ],
-)  # fmt: skip
+STATED = {
+    "3 + 4 = 7": True, "3+4=8": False, "Half is 48/2 = <<48/2=24>>24.": True, "12 * 1,000 = 12,000": True, "$5 x 3 = $15": True,
+    "10 / 3 = 3.33": True, "7 / 0 = 0": False, "-3 - 4 = -7": True, "2 + 2 = 4 and 1 + 1 = 3": False, "no sum": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "right"), STATED.items(), ids=STATED.keys())
 def test_stated_operations_are_checked(text, right):
     assert sound(text) == right
 
 
-@pytest.mark.parametrize("name", ["exactly", "exact:1", "agreement:5", "agreement:0:0.5", "agreement:5:1.5", "logprob:0.5", "logprob:x"])
+NONE = ("exactly", "exact:1", "agreement:5", "agreement:0:0.5", "agreement:5:1.5", "logprob:0.5", "logprob:x", "flipped:1", "flipped:2:1")
+
+
+@pytest.mark.parametrize("name", NONE)
 def test_verifiers_that_do_not_exist_are_refused(name):
-    with pytest.raises(UserError, match="task.verifiers="):
+    with pytest.raises(UserError, match=r"task\.verifiers="):
         parse(name)
+
+
+def test_a_flipped_verifier_has_its_rates_and_repeats_itself():
+    samples = [Sample("", "4", i % 2 == 0, 0.0, i) for i in range(20_000)]
+    accepted = np.array(parse("flipped:0.9:0.7")[0](samples, []))
+    error = np.sqrt(0.25 / 10_000)
+    assert accepted[::2].mean() == pytest.approx(0.9, abs=3 * error) and accepted[1::2].mean() == pytest.approx(0.3, abs=3 * error)
+    assert parse("flipped:0.9:0.7")[0](samples[::-1], [])[::-1] == accepted.tolist()
+    assert parse("flipped:1:1")[0](samples, []) == [sample.correct for sample in samples]
+    assert all(parse("flipped:1:0")[0](samples, [])) and not any(parse("flipped:0:1")[0](samples, []))
