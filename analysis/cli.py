@@ -5,6 +5,7 @@ import ast
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,8 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import dashboard, formats
+from analysis import claims, dashboard, formats, papers
+from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.export import export_records
 from analysis.layout import layout
@@ -36,7 +38,7 @@ LAST = "last"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit code: 0, or 2 after one sentence on what the user gave wrong."""
+    """Run one subcommand; the exit code: 0, 1 where a published number is contradicted, 2 after one sentence on a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True)
     handler = RichHandler(console=errors, show_time=False, show_path=False)
@@ -45,11 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["params"]:
             return _params(argv[1:])
         options = _parser().parse_args(argv)
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         errors.print(Text(f"parebench-report: {error}"))
         return 2
-    return 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
+    claimed = commands.add_parser("claims", help="published parameter counts beside ours, on the papers' architectures")
+    claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
+    claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
+    claimed.set_defaults(run=_claims)
     commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
     return parser
 
@@ -104,7 +109,7 @@ def _build(options: argparse.Namespace) -> Table:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
     name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
-    return table(frame, options.store, layout(name))
+    return table(frame, options.store, layout(name), before=options.variants)
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -153,11 +158,12 @@ def _compare(options: argparse.Namespace) -> None:
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     means = with_means(frame, layout(options.sweep).means)
-    frame = means.frame
+    whole, changes = with_changes(means.frame)
+    frame = whole if options.variants else whole[whole["variant"] != BEFORE]
     known = sorted(set(frame["column"].dropna()))
     if options.protocol not in (None, *known):
         raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(frame, options.store, means.columns)
+    samples = Samples(whole, options.store, means.columns | changes)
     found = compare_with(frame, samples, options.b, options.protocol, options.a)
     if not found:
         raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
@@ -215,6 +221,36 @@ def _summary(path: Path) -> str:
     title = (ast.get_docstring(tree) or "").splitlines()[:1]
     about = [line for node in own[:1] for line in (ast.get_docstring(node) or "").splitlines()[:1]]
     return ". ".join([text.partition(": ")[0].rstrip(".") for text in title] + about)
+
+
+def _claims(options: argparse.Namespace) -> int:
+    """Published numbers beside ours; 1 where one disagrees and nothing explains it."""
+    found = [papers.published(slug) for slug in options.slugs or papers.slugs()]
+    kinds = papers.KINDS if options.kind == "all" else (options.kind,)
+    lines = claims.judged(found, kinds, _counter())
+    shown = claims.report(lines)
+    Console(width=max(Console().width, 170), soft_wrap=True).print(shown)
+    return int(claims.failed(lines))
+
+
+def _counter() -> claims.Counts:
+    """Counts on the meta device, with torch imported at the first one; what Hydra refuses is a `UserError`."""
+
+    @cache
+    def counter() -> claims.Counts:
+        from harness.params import Counter
+
+        return Counter()
+
+    def counts(overrides: Sequence[str]) -> dict[str, Any]:
+        from harness.cli import MISTAKES, sentence
+
+        try:
+            return counter()(overrides)
+        except MISTAKES as error:
+            raise UserError(sentence(error, list(overrides))) from error
+
+    return counts
 
 
 def _params(argv: list[str]) -> int:

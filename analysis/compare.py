@@ -1,15 +1,15 @@
 """Paired comparisons of the rows of a frame, from their per-example predictions."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 
 from analysis import stats
 from analysis.load import DONE, predictions
-from analysis.means import Mean, mean_sample
 from analysis.metrics import LOG_SCALE, to_scale
 from analysis.stats import NotComparable, Sample
 from methods.spec import UserError
@@ -34,11 +34,18 @@ class Comparison:
     """The difference is one of logarithms (perplexity)."""
 
 
+class Derived(Protocol):
+    """A column that is made from others (`analysis.means`, `analysis.changes`)."""
+
+    def sample(self, get: Callable[[str, str], Sample], label: str) -> Sample:
+        """The sample of a row, from those of other columns and rows: `get(column, label)`."""
+
+
 class Samples:
     """Bootstrap samples of (model, column, label), each made once."""
 
-    def __init__(self, frame: pd.DataFrame, store: Path, means: Mapping[str, Mean] | None = None) -> None:
-        self.store, self.means = store, means or {}
+    def __init__(self, frame: pd.DataFrame, store: Path, derived: Mapping[str, Derived] | None = None) -> None:
+        self.store, self.derived = store, derived or {}
         done = frame[frame["status"] == DONE]
         self.groups = {key: one_per_seed(group) for key, group in done.groupby(["model", "column", "label"])}
         self.made: dict[tuple[str, str, str], Sample | NotComparable] = {}
@@ -48,7 +55,7 @@ class Samples:
         key = (model, column, label)
         if key not in self.made:
             try:
-                self.made[key] = self._mean(*key) if column in self.means else self._make(self.groups[key], label)
+                self.made[key] = self._derived(*key) if column in self.derived else self._make(self.groups[key], label)
             except (NotComparable, UserError) as error:
                 self.made[key] = NotComparable(str(error))
         made = self.made[key]
@@ -65,8 +72,8 @@ class Samples:
                 raise NotComparable(f"{label}: the predictions of seed {seed} give {metric} {value:.6f}, recorded is {recorded:.6f}")
         return made
 
-    def _mean(self, model: str, column: str, label: str) -> Sample:
-        return mean_sample(label, [self.get(model, part, label) for part in self.means[column].columns])
+    def _derived(self, model: str, column: str, label: str) -> Sample:
+        return self.derived[column].sample(lambda part, whose: self.get(model, part, whose), label)
 
     def column(self, model: str, column: str, labels: Iterable[str]) -> list[Sample]:
         """The samples of several rows that can be made."""

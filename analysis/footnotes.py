@@ -19,8 +19,8 @@ def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     done = frame[frame["status"] == DONE]
     damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
     notes = (
-        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _made_from(done), _mixed_numerics(done),
-        _duplicates(done), damaged,
+        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _made_from(done),
+        _mixed_numerics(done), _duplicates(done), damaged,
     )  # fmt: skip
     return [note for some in notes for note in some]
 

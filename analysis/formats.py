@@ -59,11 +59,17 @@ def _line(row: Row, columns: list[Column]) -> list[Entry]:
 
 
 def entry(cell: Cell, decimals: int) -> Entry:
-    """`0.861 ± 0.004 (3)`, `0.500 (det.)`, `0.861 ± 0.004 (2/3)`, or `0/3` where every seed failed."""
+    """`0.861 ± 0.004 (3)`, `0.500 (det.)`, `0.861 ± 0.004 (2/3)`, or `0/3` where every seed failed.
+
+    A change shows its interval in place of the spread: `+0.02 [-0.01, +0.05] (3)`.
+    """
     if not cell.values:
         return Entry(f"0/{cell.attempted}" if cell.attempted else DASH)
     number = f"{cell.center:.{decimals}f}"
     spread = "" if cell.std is None else f" ± {cell.std:.{decimals}f}"
+    if cell.interval is not None:
+        low, high = cell.interval
+        number, spread = f"{cell.center:+.{decimals}f}", f" [{low:+.{decimals}f}, {high:+.{decimals}f}]"
     count = f"{len(cell.values)}" if cell.complete else f"{len(cell.values)}/{cell.attempted}"
     return Entry(f"{number}{spread} ({'det.' if cell.deterministic and cell.complete else count})", cell.best, cell.tied)
 

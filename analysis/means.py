@@ -4,7 +4,7 @@ A mean is unweighted, over one protocol form (all that a protocol id says beside
 a row that lacks one gets no mean but the reason.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -33,6 +33,10 @@ class Mean:
     tasks: tuple[str, ...]
     problem: str = ""
     """Why no row can have it."""
+
+    def sample(self, get: Callable[[str, str], Sample], label: str) -> Sample:
+        """The mean of a row; `get(column, label)` gives the samples of its tasks."""
+        return mean_sample(label, [get(column, label) for column in self.columns])
 
 
 @dataclass

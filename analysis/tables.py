@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import stats
+from analysis.changes import BEFORE, interval, with_changes
 from analysis.compare import Comparison, Samples, compare_with, one_per_seed
 from analysis.footnotes import footnotes
 from analysis.layout import Layout
@@ -16,6 +17,7 @@ from analysis.means import with_means
 from analysis.metrics import LOG_SCALE
 from analysis.stats import NotComparable
 
+CHANGES = "after-before: the finished model minus the model as loaded, with its 95 % interval, paired per example"
 MEDIANS = "numbers are medians over the seeds, not means; what is best or tied is decided on the means"
 
 
@@ -63,6 +65,8 @@ class Cell:
     """Cannot be told from the best (paired comparison, Holm at 5 %)."""
     median: bool = False
     """Shown as the median over the seeds."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of a change, paired per example; None for what is no change, or cannot be compared."""
 
     @property
     def mean(self) -> float:
@@ -149,22 +153,25 @@ class Block:
         return list(dict.fromkeys(row.model for row in self.rows))
 
 
-def table(frame: pd.DataFrame, store: Path, layout: Layout) -> Table:
+def table(frame: pd.DataFrame, store: Path, layout: Layout, *, before: bool = False) -> Table:
     """The table of a frame from `analysis.load.load`; `store` holds the predictions.
 
-    Best and tied rows are marked within a model, among rows all of whose seeds finished. Raises `UserError` for a baseline
-    that is in no row.
+    Best and tied rows are marked within a model, among rows all of whose seeds finished. What was measured before training has
+    rows of its own only with `before`. Raises `UserError` for a baseline that is in no row.
     """
-    measured, means = frame, with_means(frame, layout.means)
-    frame = means.frame
-    samples = Samples(frame, store, means.columns)
+    means = with_means(frame, layout.means)
+    whole, changes = with_changes(means.frame)
+    samples = Samples(whole, store, means.columns | changes)
+    measured, frame = (part if before else part[part["variant"] != BEFORE] for part in (frame, whole))
     names = list(dict.fromkeys(frame["column"].dropna().sort_values()))
     median = layout.center == "median"
     rows = [_row(model, label, group, names, measured, median) for (model, label), group in frame.groupby(["model", "label"])]
-    problems: list[str] = [*means.notes, *([MEDIANS] if median else [])]
+    problems: list[str] = [*means.notes, *([CHANGES] if changes else []), *([MEDIANS] if median else [])]
     for name in names:
         for model in dict.fromkeys(row.model for row in rows):
             _mark(model, name, rows, frame, samples, problems)
+            if name in changes:
+                _show_intervals(model, name, rows, samples)
     columns = [_column(frame, name, rows, samples, layout) for name in names]
     comparisons = compare_with(frame, samples, layout.baseline) if layout.baseline else []
     return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(measured, rows), *problems], _versions(measured))
@@ -216,6 +223,15 @@ def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: 
         return
     for i, row in enumerate(ranked):
         row.cells[name] = replace(row.cells[name], best=i == best, tied=i in tied)
+
+
+def _show_intervals(model: str, name: str, rows: list[Row], samples: Samples) -> None:
+    """Give the cells of one model in a column of changes their intervals."""
+    own = {row.label: row for row in rows if row.model == model and row.cells[name].values}
+    column = samples.column(model, name, own)
+    for found in column:
+        row = own[found.label]
+        row.cells[name] = replace(row.cells[name], interval=interval(found, column))
 
 
 def _column(frame: pd.DataFrame, name: str, rows: list[Row], samples: Samples, layout: Layout) -> Column:

@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.guard import check_weights
 from harness.identity import Identity, identify
 from harness.needs import INIT
 from harness.numerics import numerics, resolve_device
-from harness.protocols import MAIN
+from harness.protocols import BEFORE, MAIN
 from harness.record import SCHEMA, Record, from_json
 from harness.registry import method_class
 from harness.resolve import Resolved, resolve
@@ -46,6 +46,7 @@ def run_cell(container: dict[str, Any]) -> None:
     started = time.perf_counter()
     bench = set_up(container)
     ctx, method, seed = bench.ctx, bench.method, bench.cell.seed
+    bench.measure_before()
     costs = CostSheet(method, bench.traits, ctx, bench.task.head, bench.model)
     seed_everything(seed, "prepare")
     model = method.prepare(bench.model, ctx)
@@ -94,6 +95,17 @@ class Bench:
     """How many processes train."""
     protocols: dict[str, Evaluator]
     """More tasks that the main variant is measured on; their results are among those of `evaluator`."""
+    forgetting: tuple[str, ...]
+    """Those of `protocols` that the model is measured on as it is loaded, too."""
+
+    def measure_before(self) -> None:
+        """Measure the model as it was loaded, where that is asked for; once per cell, in its first process."""
+        if self.forgetting:
+            self.evaluator.restore(BEFORE, self.ctx.once("forgetting-before", self._before))
+
+    def _before(self) -> list[dict[str, Any]]:
+        tasks = [self.protocols[name] for name in self.forgetting]
+        return [asdict(result) for more in tasks for result in more.run(self.model, BEFORE)]
 
     def evaluate(self, model: nn.Module, variant: str) -> None:
         """Measure one of the cell's models."""
@@ -139,16 +151,20 @@ def set_up(container: dict[str, Any]) -> Bench:
     method = method_class(cell.method)(cell.method_config)
     spec = method.load(ModelSpec(dtype=DTYPES[cell.precision]))
     model, tokenizer, weights = models.load(cell.model, task.head, spec, cell.seed, sources)
+    task.attach(model)
     model.to(device)
     evaluator = Evaluator(task, tokenizer, folder, eval_options(cell, run, device), cell.seed)
     earlier = remake.awaited(Store(run.store), identity.cell)
     tasks = protocols.of_remade(earlier[1], resolved, stale.today_of) if earlier else resolved.protocols
+    forgetting = dict.fromkeys([*(protocols.before_of_remade(earlier[1], tasks) if earlier else ()), *resolved.forgetting])
     more = {name: replace(evaluator, task=build(config, sources)) for name, config in tasks.items()}
     ctx = CellContext(cell, run, folder, device, method, task, tokenizer, model, evaluator, resolved.compute.kind, needs=identity.needs)
     if INIT in identity.needs:
         models.take_backbone(model, ctx.cell(INIT))
-    traits, processes = resolved.traits, distributed.world()
-    return Bench(cell, run, identity, folder, device, method, traits, task, model, weights, ctx, evaluator, processes, more)
+    return Bench(
+        cell, run, identity, folder, device, method, resolved.traits, task, model, weights, ctx, evaluator, distributed.world(), more,
+        tuple(forgetting),
+    )  # fmt: skip
 
 
 def seal(folder: Path, device: str, keep_model: bool) -> Record:

@@ -6,7 +6,7 @@ from typing import Any
 from harness.config import Cell, ModelConfig
 from harness.resolve import Resolved, steps
 from methods.spec import Traits
-from tasks.spec import ClassificationConfig, InstructConfig, PerplexityConfig, SolutionConfig, TaskConfig, VerbalConfig, trains
+from tasks.spec import HeadedConfig, InstructConfig, PerplexityConfig, SolutionConfig, TaskConfig, VerbalConfig, trains
 
 
 def incompatible(cell: Resolved) -> str | None:
@@ -43,12 +43,12 @@ def _compute_reasons(method: str, traits: Traits, kind: str) -> Iterator[str]:
 
 def _protocol_reasons(name: str, task: TaskConfig, cell: Cell) -> Iterator[str]:
     """A model keeps the form that its own task gave it: a classifier scores no text, and a language model has no trained head."""
-    if isinstance(task, ClassificationConfig | InstructConfig):
-        what = "a head that was trained for it" if isinstance(task, ClassificationConfig) else "a model that may be trained for it"
+    if isinstance(task, HeadedConfig | InstructConfig):
+        what = "a head that was trained for it" if isinstance(task, HeadedConfig) else "a model that may be trained for it"
         yield f"protocol {name} needs {what}; give it a cell of its own with task={name}"
     elif trains(task):
         yield f"protocol {name} is a number after training on it; give it a cell of its own with task={name}"
-    elif isinstance(cell.task, ClassificationConfig):
+    elif isinstance(cell.task, HeadedConfig):
         yield f"protocol {name} needs a language model and under task {cell.task.name} {cell.model.name} is a classifier; leave it out"
     else:
         yield from _family_reasons(cell.model, task)
@@ -73,7 +73,7 @@ def _model_reasons(method: str, traits: Traits, model: ModelConfig) -> Iterator[
 
 
 def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any) -> Iterator[str]:
-    fresh_head = isinstance(task, ClassificationConfig)
+    fresh_head = isinstance(task, HeadedConfig)
     yield from _family_reasons(model, task)
     if fresh_head and not traits.trains:
         yield f"the task needs a trained head; {method} does not train here, so use a method that does or another task"
@@ -94,5 +94,5 @@ def _family_reasons(model: ModelConfig, task: Any) -> Iterator[str]:
     if isinstance(task, VerbalConfig) and task.form == "cloze":
         if model.family != "encoder":
             yield f"a cloze needs a masked model and {model.name} is of family {model.family}; use task.form=prompt"
-    elif not isinstance(task, ClassificationConfig) and model.family == "encoder":
+    elif not isinstance(task, HeadedConfig) and model.family == "encoder":
         yield f"task {task.name} needs a language model and {model.name} is an encoder; use a model of family decoder"

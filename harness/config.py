@@ -33,6 +33,8 @@ class Top:
     """A local folder with datasets in hub columns; null = prefetched assets, then the hub."""
     protocols: list[str]
     """More tasks that the model is measured on; not hashed."""
+    forgetting: list[str]
+    """Likewise, measured on the model as it is loaded too, before the method touches it; not hashed."""
 
 
 @dataclass

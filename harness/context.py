@@ -63,6 +63,7 @@ class CellContext:
         self._examples: dict[str, list[dict[str, Any]]] = {}
         self._calibration: Tensor | None = None
         self._counts: Progress | None = None
+        self._accounted: set[str] = set()
         self._trainer: HostTrainer | None = None
 
     def examples(self, split: str) -> list[dict[str, Any]]:
@@ -89,7 +90,9 @@ class CellContext:
 
     def cell(self, name: str) -> nn.Module:
         """The exported model of a finished cell that this one needs, loaded anew at every call."""
-        return needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
+        model = needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
+        self.task.attach(model)
+        return model
 
     def calibration(self) -> Tensor:
         """Token ids (sequences, length), drawn once; what they are is kept in `calibrated`.
@@ -126,16 +129,32 @@ class CellContext:
             yield {key: value.to(self.device) for key, value in batch.items()}
 
     def once(self, name: str, fn: Callable[[], T]) -> T:
-        """Tensors (a dict of them) or JSON, computed once per cell (by its first process) and read back after a resume."""
+        """Tensors (a dict of them) or JSON, computed once per cell (by its first process) and read back after a resume.
+
+        Phases that `fn` metered are kept beside the value and come back with it, so that a record does not depend on a resume.
+        """
         folder = self.folder / "once" / name
         if distributed.is_main() and not checkpoint.verified(folder):
+            earlier = len(self.phases)
             value = fn()
-            checkpoint.write_sealed(folder, lambda aside: _write_value(aside, value))
+            notes = [asdict(phase) for phase in self.phases[earlier:]]
+            self._accounted.add(name)
+            checkpoint.write_sealed(folder, lambda aside: _write_value(aside, value, notes))
             if distributed.world() == 1:
                 return value
         distributed.barrier()
+        self._account(name, folder / "phases.json")
         tensors = folder / "value.safetensors"
         return load_file(tensors) if tensors.exists() else json.loads((folder / "value.json").read_text())
+
+    def _account(self, name: str, notes: Path) -> None:
+        """Take the phases of a value that an earlier attempt computed into the record, once."""
+        if name in self._accounted or not notes.exists():
+            return
+        self._accounted.add(name)
+        phases = [Phase(**phase) for phase in json.loads(notes.read_text())]
+        self.phases += phases
+        self.earlier_seconds += sum(phase.seconds for phase in phases)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -287,7 +306,9 @@ def _earlier_seconds(folder: Path) -> float:
     return json.loads((newest / "progress.json").read_text())["seconds"] if newest else 0.0
 
 
-def _write_value(folder: Path, value: Any) -> None:
+def _write_value(folder: Path, value: Any, phases: list[dict[str, Any]]) -> None:
+    if phases:
+        write_json(folder / "phases.json", phases)
     if isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
         checkpoint.save_tensors(folder / "value.safetensors", value)
     else:

@@ -87,4 +87,5 @@ class Evaluator:
 
     def restore(self, variant: str, results: list[dict[str, Any]]) -> None:
         """Take back the results of a variant as an earlier attempt of this cell had them after a phase."""
-        self.results = [result for result in self.results if result.variant != variant] + [Result(**values) for values in results]
+        others = [result for result in self.results if result.variant != variant]
+        self.results[:] = others + [Result(**values) for values in results]  # in place: evaluators of other tasks share the list

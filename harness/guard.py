@@ -5,9 +5,9 @@ import math
 import torch
 from torch import nn
 
+from methods.spec import Diverged
 
-class Diverged(RuntimeError):
-    """A loss, gradient norm or weight became NaN or infinite: the cell has no number."""
+__all__ = ["Diverged", "Interrupted", "check_finite", "check_weights"]
 
 
 class Interrupted(RuntimeError):

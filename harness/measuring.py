@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from harness import export, lease, outcome, protocols
+from harness import export, lease, models, outcome, protocols
 from harness.config import DTYPES
 from harness.evaluation import Evaluator, eval_options
 from harness.identity import identify
@@ -34,22 +34,35 @@ def measure(container: dict[str, Any]) -> Record:
     record, device = store.record(cell), resolve_device(resolved.run.device)
     if record is None:
         raise UserError(f"cell {cell} has no record in {store.root}; type the command again, which makes it")
-    lacking = {name: resolved.protocols[name] for name in protocols.missing(record, resolved)}
-    model, tokenizer = _exported(resolved, record, device)
-    sources = Sources(resolved.data_dir, Path(resolved.run.assets), resolved.run.offline)
-    now = numerics(device, resolved.cell.precision)
-    for name, config in lacking.items():
-        options = eval_options(resolved.cell, resolved.run, device)
-        evaluator = Evaluator(build(config, sources), tokenizer, store.folder(cell), options, resolved.cell.seed)
-        evaluator.vouched, evaluator.numerics = set(record.files), now if now != record.numerics else {}
-        for result in evaluator.run(model, protocols.MAIN):
-            _add(record, result, name)
-    record.protocols |= protocols.described(lacking)
+    missing = protocols.missing(record, resolved)
+    for variant, load in ((protocols.MAIN, _exported), (protocols.BEFORE, _as_loaded)):
+        names = [name for name, lacking in missing if lacking == variant]
+        if names:
+            _measure(resolved, record, variant, names, *load(resolved, record, device), device)
+    record.protocols |= protocols.described({name: resolved.protocols[name] for name, _ in missing})
     record.attempts = lease.count(store.folder(cell))
     store.write(record)
     with suppress(FileNotFoundError):
         (store.folder(cell) / outcome.FILE).unlink()
     return record
+
+
+def _measure(
+    resolved: Resolved, record: Record, variant: str, names: list[str], model: nn.Module, tokenizer: PreTrainedTokenizerBase, device: str
+) -> None:
+    """Put the results of one of the cell's models on some protocols into its record."""
+    now = numerics(device, resolved.cell.precision)
+    for name in names:
+        options = eval_options(resolved.cell, resolved.run, device)
+        task = build(resolved.protocols[name], _sources(resolved))
+        evaluator = Evaluator(task, tokenizer, Store(resolved.run.store).folder(record.cell), options, resolved.cell.seed)
+        evaluator.vouched, evaluator.numerics = set(record.files), now if now != record.numerics else {}
+        for result in evaluator.run(model, variant):
+            _add(record, result, name)
+
+
+def _sources(resolved: Resolved) -> Sources:
+    return Sources(resolved.data_dir, Path(resolved.run.assets), resolved.run.offline)
 
 
 def _add(record: Record, result: Result, name: str) -> None:
@@ -63,6 +76,16 @@ def _exported(resolved: Resolved, record: Record, device: str) -> tuple[nn.Modul
     folder = Store(resolved.run.store).folder(record.cell) / "model"
     if record.weights and export.weights_hash(folder) != record.weights:
         raise UserError(f"{folder} holds other weights than cell {record.cell} was measured with; make it anew with run.force=true")
-    spec = method_class(resolved.cell.method)(resolved.cell.method_config).load(ModelSpec(dtype=DTYPES[resolved.cell.precision]))
+    spec = _spec(resolved)
     model = export.as_measured(folder, getattr(torch, spec.dtype), spec.attention).to(device)
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _as_loaded(resolved: Resolved, record: Record, device: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model before the method touches it; one without a head, since a classifier has no such protocols."""
+    model, tokenizer, _ = models.load(resolved.cell.model, None, _spec(resolved), resolved.cell.seed, _sources(resolved))
+    return model.to(device), tokenizer
+
+
+def _spec(resolved: Resolved) -> ModelSpec:
+    return method_class(resolved.cell.method)(resolved.cell.method_config).load(ModelSpec(dtype=DTYPES[resolved.cell.precision]))

@@ -10,11 +10,11 @@ from methods.spec import CellNames, CellSpec, UserError
 DEPTH = 16
 """Longest chain of cells that need each other; a longer one is taken for endless."""
 DECISIVE = ("method", "model", "task", "budget", "recipe", "seed", "precision", "data_dir")
-NOT_PASSED_ON = ("method", "recipe", "protocols", "run.only", "run.force", "run.keep_model")
+NOT_PASSED_ON = ("method", "recipe", "protocols", "forgetting", "run.only", "run.force", "run.keep_model")
 """Overrides that are about one cell and not about those that it needs."""
 INIT = "init"
 """Name of the cell that gives a task its backbone: of the same method with the same settings."""
-FIXED = ("protocols=[]", "run.only=[]", "run.force=false", "run.keep_model=true")
+FIXED = ("protocols=[]", "forgetting=[]", "run.only=[]", "run.force=false", "run.keep_model=true")
 Path = tuple[tuple[str, str], ...]
 """Name and configuration of each cell from the asked one down to the present one."""
 

@@ -3,8 +3,9 @@
 The one door from `analysis` to models: `parebench-report params method=lora model=roberta_base` ends in `main`.
 """
 
+import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import PreTrainedModel
 
 from harness.compose import compose
 from harness.config import Cell
@@ -22,7 +24,7 @@ from harness.registry import load_spec, method_class
 from harness.resolve import resolve
 from harness.seeding import generator
 from methods.base import Batch, TrainSettings
-from methods.roles import available, embeddings, head_names, lm_head, norms, role_names
+from methods.roles import available, embeddings, head_names, lm_head, norms, prunable_parameters, role_names
 from methods.spec import UserError
 from tasks.base import Head
 from tasks.registry import build
@@ -81,17 +83,44 @@ class MetaContext:
         )
 
 
-def method_parameters(cell: Cell, head: Head | None) -> dict[str, Any]:
-    """`harness.cost.count_parameters` of the prepared meta model, with `method`, `model` and `roles`.
+def method_parameters(cell: Cell, head: Head | None, model: PreTrainedModel | None = None) -> dict[str, Any]:
+    """`harness.cost.count_parameters` of the prepared meta model, with `method`, `model`, `prunable` and `roles`.
 
-    `roles` = trainable parameters by where they sit: the table's roles, `embeddings`, `norms`, `lm_head`, `head`, `other`.
+    `prunable` = weights of the stock model that pruning may zero; `roles` = trainable parameters by where they sit: the table's roles,
+    `embeddings`, `norms`, `lm_head`, `head`, `other`. `model`: that of `on_meta`, where it is at hand; `prepare` changes it.
     Raises `UserError` for a method whose `prepare` needs data.
     """
-    model = on_meta(cell.model, head)
+    model = on_meta(cell.model, head) if model is None else model
+    prunable = sum(weight.numel() for weight in prunable_parameters(model).values())
     model = method_class(cell.method)(cell.method_config).prepare(model, MetaContext(cell))
     trains = load_spec(cell.method).adjusted(cell.method_config).trains
     roles = trainable_by_role(model) if trains else {}
-    return {"method": cell.method, "model": cell.model.name, **count_parameters(model, trains), "roles": roles}
+    counts = {**count_parameters(model, trains), "prunable": prunable}
+    return {"method": cell.method, "model": cell.model.name, **counts, "roles": roles}
+
+
+class Counter:
+    """Counts of many configurations in one process: a configuration is counted once, a bare architecture built once."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.models: dict[str, PreTrainedModel] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """`method_parameters` of the configuration under `overrides`, with the head of its task."""
+        key = tuple(overrides)
+        if key not in self.counts:
+            cell = resolve(OmegaConf.create(compose(key))).cell
+            head = build(cell.task, sources=None).head
+            self.counts[key] = method_parameters(cell, head, self._model(cell, head))
+        return self.counts[key]
+
+    def _model(self, cell: Cell, head: Head | None) -> PreTrainedModel:
+        """A copy of the bare architecture: `prepare` changes what it is given."""
+        name = repr((cell.model.architecture, head))
+        if name not in self.models:
+            self.models[name] = on_meta(cell.model, head)
+        return copy.deepcopy(self.models[name])
 
 
 def trainable_by_role(model: nn.Module) -> dict[str, int]:
@@ -134,6 +163,5 @@ def table(counts: dict[str, Any]) -> Table:
 def main(argv: list[str]) -> int:
     """`params method=... model=... [overrides]`: print the table; returns the exit code. Errors are the caller's to show."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    cell = resolve(OmegaConf.create(compose(argv))).cell
-    Console().print(table(method_parameters(cell, build(cell.task, sources=None).head)))
+    Console().print(table(Counter()(argv)))
     return 0

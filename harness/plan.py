@@ -102,12 +102,15 @@ class Planned:
 
     def with_protocols_of(self, other: "Planned") -> "Planned":
         """The same cell, measured on what `other` asks for too."""
-        if self.resolved.protocols.items() >= other.resolved.protocols.items():
+        mine, theirs = self.resolved, other.resolved
+        if mine.protocols.items() >= theirs.protocols.items() and set(mine.forgetting) >= set(theirs.forgetting):
             return self
         tasks = self.container.get(PROTOCOL_TASKS, {}) | other.container[PROTOCOL_TASKS]
-        container = self.container | {"protocols": list(tasks), PROTOCOL_TASKS: tasks}
-        typed = protocol_tasks(tasks, self.resolved.cell.task)
-        return _judged(replace(self, container=container, resolved=replace(self.resolved, protocols=typed, asked=tuple(typed))))
+        before = tuple(dict.fromkeys([*mine.forgetting, *theirs.forgetting]))
+        container = self.container | {"protocols": list(tasks), "forgetting": list(before), PROTOCOL_TASKS: tasks}
+        typed = protocol_tasks(tasks, mine.cell.task, before)
+        resolved = replace(mine, protocols=typed, asked=tuple(typed), forgetting=before)
+        return _judged(replace(self, container=container, resolved=resolved))
 
     def now(self) -> tuple[str, str]:
         """Its state and the reason as the store has them at this moment."""
@@ -132,8 +135,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = (), compose: Compose | Non
     resolved = resolve(cfg)
     container = {str(key): value for key, value in OmegaConf.to_container(without_hydra(cfg), resolve=True).items()}
     if compose and resolved.asked:
-        container[PROTOCOL_TASKS] = protocols.blocks(resolved.asked, compose)
-        resolved = replace(resolved, protocols=protocol_tasks(container[PROTOCOL_TASKS], resolved.cell.task))
+        container[PROTOCOL_TASKS] = protocols.blocks(resolved.asked, compose, resolved.forgetting)
+        typed_tasks = protocol_tasks(container[PROTOCOL_TASKS], resolved.cell.task, resolved.forgetting)
+        resolved = replace(resolved, protocols=typed_tasks)
     needed = _needed(resolved, container, [*overrides, *matching.typed(cfg)], compose, path) if compose else {}
     if needed:
         container[NEEDS] = {name: need.container for name, need in needed.items()}

@@ -1,6 +1,6 @@
 """More protocols that a cell's model is measured on, beside its own task: composed when planned, added to a finished cell. Torch-free."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,39 @@ from tasks.spec import TaskConfig
 
 MAIN = "main"
 """The variant that they are measured on."""
+BEFORE = "before"
+"""The variant of the model as it is loaded, on which `forgetting` is measured too."""
 
 
-def blocks(names: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> dict[str, Any]:
+def blocks(names: Sequence[str], compose: Callable[[list[str]], DictConfig], forgetting: Collection[str] = ()) -> dict[str, Any]:
     """Task configurations by name; `UserError` for a name that is no task."""
-    return {name: _block(name, compose) for name in names}
+    return {name: _block(name, compose, "forgetting" if name in forgetting else "protocols") for name in names}
 
 
-def _block(name: str, compose: Callable[[list[str]], DictConfig]) -> Any:
+def _block(name: str, compose: Callable[[list[str]], DictConfig], key: str) -> Any:
     try:
         return OmegaConf.to_container(compose([f"task={name}"]).task, resolve=True)
     except MissingConfigException as error:
-        raise UserError(unknown("protocols", name, {*(error.options or ()), *options("task")})) from error
+        raise UserError(unknown(key, name, {*(error.options or ()), *options("task")})) from error
 
 
-def missing(record: Record, resolved: Resolved) -> dict[str, str]:
-    """Name -> what is wrong with it, for each asked protocol that a record has no valid result of.
+def missing(record: Record, resolved: Resolved) -> dict[tuple[str, str], str]:
+    """(name, variant) -> what is wrong with it, for each asked protocol that a record has no valid result of.
 
     Raises `UserError` where the rows of an asked protocol are not on this machine.
     """
-    found = {name: _fault(name, task, record, _rows(resolved, task)) for name, task in resolved.protocols.items()}
-    return {name: fault for name, fault in found.items() if fault}
+    found = {}
+    for name, task in resolved.protocols.items():
+        rows = _rows(resolved, task)
+        for variant in (MAIN, BEFORE) if name in resolved.forgetting else (MAIN,):
+            found[name, variant] = _fault(name, task, record, rows, variant)
+    return {key: fault for key, fault in found.items() if fault}
+
+
+def before_of_remade(old: Record, tasks: Mapping[str, TaskConfig]) -> tuple[str, ...]:
+    """The names of those of `tasks` that a cell was measured on before training."""
+    known = {result.protocol for result in old.results if result.variant == BEFORE}
+    return tuple(name for name, task in tasks.items() if task.protocol() in known)
 
 
 def check_rows(resolved: Resolved) -> None:
@@ -58,13 +70,14 @@ def described(tasks: Mapping[str, TaskConfig]) -> dict[str, Any]:
     return {name: plain(task) for name, task in tasks.items()}
 
 
-def _fault(name: str, task: TaskConfig, record: Record, rows: str) -> str:
-    held = [result for result in record.results if result.protocol == task.protocol() and result.variant == MAIN]
+def _fault(name: str, task: TaskConfig, record: Record, rows: str, variant: str) -> str:
+    held = [result for result in record.results if (result.protocol, result.variant) == (task.protocol(), variant)]
+    what = f"protocol {name}" if variant == MAIN else f"protocol {name} {variant} training"
     if not held:
-        return f"protocol {name} is missing"
+        return f"{what} is missing"
     if held[-1].version != task.version:
-        return f"protocol {name} is of version {held[-1].version}, now {task.version}"
-    return "" if _fits(held[-1], rows) else f"protocol {name} was measured on other rows"
+        return f"{what} is of version {held[-1].version}, now {task.version}"
+    return "" if _fits(held[-1], rows) else f"{what} was measured on other rows"
 
 
 def _fits(result: Result, rows: str) -> bool:

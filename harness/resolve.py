@@ -1,7 +1,7 @@
 """From a composed configuration to the typed cell and run: everything a user can get wrong is refused here, without torch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ PROTOCOL_TASKS = "protocol_tasks"
 MATCHED = "matched"
 """Key under which `harness.matching` notes which keys of the method it solved for, and to what budget; nobody types it."""
 UNTYPED = (NEEDS, PROTOCOL_TASKS, MATCHED)
-TOP = (*BLOCKS, "calibration", "seed", "precision", "data_dir", "protocols", "table", *UNTYPED)
+TOP = (*BLOCKS, "calibration", "seed", "precision", "data_dir", "protocols", "forgetting", "table", *UNTYPED)
 expressions.register()
 UNTRAINED = {"lr": 0.0}
 """The learning rate of a cell without optimizer steps; its recipe is no part of its identity."""
@@ -60,7 +60,9 @@ class Resolved:
     protocols: dict[str, TaskConfig] = field(default_factory=dict)
     """More tasks that the model is measured on, by name."""
     asked: tuple[str, ...] = ()
-    """The names under `protocols` as they were typed."""
+    """The names under `protocols` and `forgetting` as they were typed."""
+    forgetting: tuple[str, ...] = ()
+    """Those of `protocols` that are measured before training too."""
 
     @property
     def processes(self) -> int:
@@ -84,7 +86,8 @@ def resolve(cfg: DictConfig) -> Resolved:
     Raises `UserError` with one sentence on the first thing that is wrong.
     """
     values = _plain(cfg)
-    top = build(Top, {key: values.get(key) for key in ("seed", "precision", "data_dir")} | {"protocols": values.get("protocols") or []}, "")
+    lists = {key: values.get(key) or [] for key in ("protocols", "forgetting")}
+    top = build(Top, {key: values.get(key) for key in ("seed", "precision", "data_dir")} | lists, "")
     run = build(RunConfig, values["run"], "run")
     compute = build(ComputeConfig, values["compute"], "compute")
     tracker = build(TrackerConfig, values["tracker"], "tracker")
@@ -100,8 +103,10 @@ def resolve(cfg: DictConfig) -> Resolved:
     origins |= {f"method.{key}": str(text) for key, text in (values.get(MATCHED) or {}).items()}
     cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins, calibration)
     needs = {str(name): resolve(OmegaConf.create(need)) for name, need in (values.get(NEEDS) or {}).items()}
-    protocols = protocol_tasks(values.get(PROTOCOL_TASKS) or {}, task)
-    return Resolved(cell, run, _folder(top.data_dir), tracker, needs, compute, protocols, tuple(dict.fromkeys(top.protocols)))
+    forgetting = tuple(dict.fromkeys(top.forgetting))
+    protocols = protocol_tasks(values.get(PROTOCOL_TASKS) or {}, task, forgetting)
+    asked = tuple(dict.fromkeys([*top.protocols, *forgetting]))
+    return Resolved(cell, run, _folder(top.data_dir), tracker, needs, compute, protocols, asked, forgetting)
 
 
 def processes(compute: ComputeConfig, run: RunConfig) -> int:
@@ -122,13 +127,14 @@ def processes(compute: ComputeConfig, run: RunConfig) -> int:
     return wanted
 
 
-def protocol_tasks(blocks: Mapping[str, Any], own: TaskConfig) -> dict[str, TaskConfig]:
-    """The typed tasks of `protocols`; `UserError` where one is the cell's own or two are the same protocol."""
+def protocol_tasks(blocks: Mapping[str, Any], own: TaskConfig, forgetting: Collection[str] = ()) -> dict[str, TaskConfig]:
+    """The typed tasks of `protocols` (and `forgetting`); `UserError` where one is the cell's own or two are the same protocol."""
     tasks = {str(name): _task(block) for name, block in blocks.items()}
     known = {own.protocol(): "the cell's own task, which is measured anyway"}
     for name, task in tasks.items():
         if task.protocol() in known:
-            raise UserError(f"protocols={name} is {known[task.protocol()]}; leave it out")
+            key = "forgetting" if name in forgetting else "protocols"
+            raise UserError(f"{key}={name} is {known[task.protocol()]}; leave it out")
         known[task.protocol()] = f"the same protocol as {name}"
     return tasks
 

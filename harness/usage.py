@@ -24,6 +24,7 @@ Override any value with key=value; parebench --cfg job method=lora prints all ke
 recipe.lr=1e-3 replaces what the method's recipe says; run.store=<folder> is where results go.
 method.r='${{match_params:300k}}' (or match_bytes:1.2M) solves for the value whose parameters or bytes are nearest and not above.
 protocols=[wikitext2,commonsense/piqa] measures the model on more tasks; a finished cell is not trained again for that.
+forgetting=[wikitext2] measures them before training too, and tables show the change.
 A sweep of your own: <folder>/sweeps/<name>.yaml beginning with '# @package _global_', then --config-dir <folder> -m +sweeps=<name>.
 Exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted. Flags of Hydra: parebench --hydra-help
 """

@@ -109,7 +109,10 @@ class Method:
         return model
 
     def variants(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, nn.Module]]:
-        """The models that one fit yields, by name."""
+        """The models that one fit yields, by name, from the finalized one, which `main` is.
+
+        Each may be the same module with other weights until the next is asked for; afterwards `model` is `main` again.
+        """
         yield "main", model
 
     def lora(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -144,7 +147,14 @@ class Method:
         return parameter_groups(model, settings)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
-        """The scalar to minimise; default: the model's own loss."""
+        """The scalar to minimise; default: the model's own loss.
+
+        `batch`: `input_ids`, `attention_mask`, `labels` and whatever else the model takes. Under a mixture of tasks (`task=mixture/...`)
+        also `task_ids`, a LongTensor (batch,): pass it on like the rest. The model that `prepare` is given accepts and ignores it, and its
+        loss is the mean over rows of each row's own task's loss: labels number the classes of all tasks jointly, so they tell the task
+        also where a wrapper keeps `task_ids` to itself (a forward pre-hook of the method, PEFT's Poly). `logits` (batch, classes of all
+        tasks) are not masked.
+        """
         return model(**batch).loss
 
     def on_step(self, model: nn.Module, step: int, ctx: Context) -> None:

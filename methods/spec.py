@@ -14,6 +14,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. Its message is the one sentence that the user sees (exit code 2)."""
 
 
+class Diverged(RuntimeError):
+    """A loss, gradient or weight became NaN or infinite: the cell has no number. The harness raises it, and so may a method."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """What a method needs and promises; the compatibility matrix and the contract suite are derived from it.

@@ -87,6 +87,9 @@ class Task(ABC):
         A task of several parts has their rows under their names; `evaluation` is then in each part.
         """
 
+    def attach(self, model: nn.Module) -> None:  # noqa: B027 (most tasks have nothing to teach)
+        """Teach a model with this task's head, in place and once, what its batches hold beyond a model's usual arguments."""
+
     def parts(self) -> list["Task"]:
         """The tasks whose evaluation rows are reported, each under a protocol id of its own; most tasks are their only part."""
         return [self]

@@ -166,8 +166,12 @@ class Classification(Task):
         with measuring(model, options):
             for indices in batches([len(row["input_ids"]) for row in inputs], options.batch):
                 batch = tokenizer.pad([inputs[i] for i in indices], padding_side="right", return_tensors="pt")
-                result[indices] = model(**batch.to(options.device)).logits.float().cpu()
+                result[indices] = self._own(model(**batch.to(options.device)).logits).float().cpu()
         return result
+
+    def _own(self, logits: Tensor) -> Tensor:
+        """The outputs of this task, out of all that the head has."""
+        return logits
 
     @staticmethod
     def _regression(logits: Tensor, labels: Tensor) -> dict[str, list]:

@@ -7,6 +7,7 @@ from tasks.choice import Choice
 from tasks.classification import Classification
 from tasks.instruct import Instruct
 from tasks.lmeval import LmEval
+from tasks.mixture import Mixture
 from tasks.perplexity import Perplexity
 from tasks.solution import Solution
 from tasks.spec import KINDS, TaskConfig
@@ -14,6 +15,7 @@ from tasks.verbal import Verbal
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "mixture": Mixture,
     "choice": Choice,
     "perplexity": Perplexity,
     "instruct": Instruct,

@@ -111,6 +111,67 @@ class ClassificationConfig:
         return {split: (self.dataset, split) for split in (dev[:1] if self.rows == "val-split" else ("train", *dev))}
 
 
+SAMPLINGS = ("proportional", "equal")
+
+
+@dataclass
+class MixtureConfig:
+    """Several classification tasks at once, each row with the id of its task: for routing and merging."""
+
+    name: str
+    """For instance `mixture/glue3`."""
+    kind: str
+    parts: list[str]
+    """Datasets with classes; the order gives the task ids. Each is reported with its first metric (`tasks/classification.py`)."""
+    sampling: str
+    """Rows of an epoch: `proportional` = every training row once; `equal` = as many of each task as the largest has, the smaller
+    ones repeated from their beginning."""
+    selection: str
+    """As for classification; the selection metric is the unweighted mean over the tasks."""
+    max_length: int
+    limit: int | None
+    """Evaluate the first rows of each task only; None = all."""
+    version: int
+
+    def __post_init__(self) -> None:
+        classes = [name for name, found in DATASETS.items() if found.columns.get("label") == "int"]
+        for part in self.parts:
+            if entry(part).columns.get("label") != "int":
+                raise UserError(f"task.parts={part} has no classes to number beside those of other tasks; allowed: {', '.join(classes)}")
+        if len(self.parts) < 2 or len(set(self.shorts())) < len(self.parts):
+            raise UserError(f"task.parts={self.parts} is no mixture; give two tasks or more, none twice")
+        choice("task.sampling", self.sampling, SAMPLINGS)
+        choice("task.selection", self.selection, SELECTIONS)
+        number("task.max_length", self.max_length, 8)
+        _limit(self.limit)
+
+    @property
+    def dataset(self) -> None:
+        """There is no single one."""
+        return
+
+    def shorts(self) -> list[str]:
+        """What the parts are called within the mixture."""
+        return [part.rpartition("/")[2] for part in self.parts]
+
+    def protocol(self) -> str:
+        """The id of the training form; every part has an id of its own."""
+        return f"{self.name}@{self._form()}"
+
+    def reported(self, short: str) -> str:
+        """The protocol id of a part: `mixture/glue3/sst2@heldout-of-sst2+mrpc+rte-equal-512[:300]`."""
+        return f"{self.name}/{short}@{self._form()}{rows_suffix(self.limit)}"
+
+    def _form(self) -> str:
+        sampling = "" if self.sampling == "proportional" else f"-{self.sampling}"
+        return f"{self.selection}-of-{'+'.join(self.shorts())}{sampling}{length_suffix(self.max_length)}"
+
+    def reads(self) -> dict[str, tuple[str, str]]:
+        """Dataset and split of all that the task reads."""
+        places = [(part, split) for part in self.parts for split in ("train", dev_splits(part)[0])]
+        return {f"{part}:{split}": (part, split) for part, split in places}
+
+
 @dataclass
 class ChoiceConfig:
     """Multiple choice scored by the log-likelihood of each continuation (commonsense, as lm-eval scores it)."""
@@ -398,9 +459,12 @@ class LmEvalConfig:
         return f"lm-eval-{version('lm_eval')}"
 
 
-TaskConfig = ClassificationConfig | ChoiceConfig | PerplexityConfig | InstructConfig | VerbalConfig | SolutionConfig | LmEvalConfig
+HeadedConfig = ClassificationConfig | MixtureConfig
+"""Tasks whose model gets a fresh head."""
+TaskConfig = HeadedConfig | ChoiceConfig | PerplexityConfig | InstructConfig | VerbalConfig | SolutionConfig | LmEvalConfig
 KINDS: dict[str, type] = {
     "classification": ClassificationConfig,
+    "mixture": MixtureConfig,
     "choice": ChoiceConfig,
     "perplexity": PerplexityConfig,
     "instruct": InstructConfig,
@@ -414,4 +478,4 @@ def trains(task: TaskConfig) -> bool:
     """Whether the task has rows to train on."""
     if isinstance(task, VerbalConfig):
         return task.trains
-    return isinstance(task, ClassificationConfig | InstructConfig | SolutionConfig) or getattr(task, "train", None) is not None
+    return isinstance(task, HeadedConfig | InstructConfig | SolutionConfig) or getattr(task, "train", None) is not None

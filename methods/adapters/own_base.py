@@ -1,5 +1,7 @@
 """Base of the own adapters: a subclass says how one linear map is wrapped, this file inserts the wrappers and folds them back."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from methods.adapters.wrapped import LowRankLinear, WrappedLinear
@@ -52,3 +54,26 @@ def fold(model: nn.Module) -> None:
     """Put the folded stock module in the place of every wrapper."""
     once = {id(layer): (name, layer) for name, layer in wrapped(model).items()}  # a layer used twice is folded once
     insert(model, {name: layer.unwrapped() for name, layer in once.values()})
+
+
+@dataclass
+class Kept:
+    """A wrapper that is about to be folded, with the weight and bias of its stock module, so that it can be folded again."""
+
+    layer: WrappedLinear
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
+def keep(model: nn.Module) -> list[Kept]:
+    """The wrappers of a model; call it before `fold`. It costs no memory but that of the base weights, which `fold` would free."""
+    layers = {id(layer): layer for layer in wrapped(model).values()}
+    return [Kept(layer, layer.stock().weight, layer.stock().bias) for layer in layers.values()]
+
+
+def refold(kept: list[Kept]) -> None:
+    """Fold wrappers, whose parameters or settings have changed, anew into the stock modules that `fold` left in the model."""
+    for one in kept:
+        stock = one.layer.stock()
+        stock.weight, stock.bias = one.weight, one.bias
+        one.layer.unwrapped()

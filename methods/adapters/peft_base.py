@@ -47,7 +47,8 @@ def wrap(model: nn.Module, config: PeftConfig) -> PeftModel:
     """`get_peft_model` without the deprecation warning that it causes in transformers 5."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        return get_peft_model(model, config)
+        on_meta = next(model.parameters()).is_meta
+        return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
 
 
 def merge_float32(layer: BaseTunerLayer) -> None:

@@ -1,7 +1,7 @@
 """Which (method, tiny model) pairs run, and one shared trial per pair.
 
-Every method meets one encoder and one decoder; a method whose sources differ from `verified.json` (written by
-`make contract-all`) meets every tiny model that it claims.
+Every method meets one encoder and one decoder; a method whose sources differ from `verified/<method>.json` meets every tiny model
+that it claims. `PAREBENCH_CONTRACT=all` (`make contract-all`) or `PAREBENCH_CONTRACT=lora,dora` writes these files when green.
 """
 
 import json
@@ -21,7 +21,7 @@ from harness.sourcetexts import sources
 from tests.contract.toy import write_toy_data
 from tests.contract.trial import Trial
 
-VERIFIED = Path(__file__).with_name("verified.json")
+VERIFIED = Path(__file__).with_name("verified")
 CONF = Path(__file__).resolve().parents[2] / "conf"
 REPRESENTATIVES = ("tiny_bert", "tiny_llama", "tiny_gpt2")
 """One encoder and, per method, the first of these decoders that it can run on."""
@@ -49,14 +49,23 @@ def reason(method: str, model: str) -> str | None:
 @cache
 def pairs() -> tuple[tuple[str, str], ...]:
     """The pairs of this run."""
-    verified = json.loads(VERIFIED.read_text()) if VERIFIED.exists() else {}
-    everything = os.environ.get("PAREBENCH_CONTRACT") == "all"
     chosen: list[tuple[str, str]] = []
-    for method in sorted(files()):
-        full = everything or verified.get(method) != sources(method)
+    for method in asked() or sorted(files()):
         able = [model for model in tiny_models() if reason(method, model) is None]
-        chosen += [(method, m) for m in (able if full else _representatives(able))]
+        chosen += [(method, m) for m in (able if asked() or not _verified(method) else _representatives(able))]
     return tuple(chosen)
+
+
+def asked() -> list[str]:
+    """The methods whose full verification was asked for."""
+    wanted = os.environ.get("PAREBENCH_CONTRACT", "")
+    return sorted(files()) if wanted == "all" else [name for name in wanted.split(",") if name]
+
+
+def _verified(method: str) -> bool:
+    """Was the method, as it is now, seen green on every tiny model that it claims?"""
+    file = VERIFIED / f"{method}.json"
+    return file.exists() and json.loads(file.read_text()) == sources(method)
 
 
 def _representatives(able: list[str]) -> list[str]:
@@ -101,6 +110,7 @@ def _partial(config: pytest.Config) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """After a green full product, note the sources that it covered."""
-    if os.environ.get("PAREBENCH_CONTRACT") == "all" and exitstatus == 0 and not _partial(session.config):
-        VERIFIED.write_text(json.dumps({m: sources(m) for m in sorted(files())}, indent=1) + "\n")
+    """After a green full product of the methods that were asked for, note the sources that it covered."""
+    if exitstatus == 0 and not _partial(session.config):
+        for method in asked():
+            (VERIFIED / f"{method}.json").write_text(json.dumps(sources(method), indent=1) + "\n")

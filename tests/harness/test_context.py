@@ -1,5 +1,7 @@
 """The services a method is given: what is computed once, which rows come in which order, what is metered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,6 +41,21 @@ def test_a_damaged_value_is_computed_again(bench: spine.Bench) -> None:
     assert bench.ctx.once("rank", lambda: 3) == 3
     (bench.folder / "once" / "rank" / "value.json").write_text("")
     assert bench.ctx.once("rank", lambda: 4) == 4
+
+
+def test_what_once_metered_is_in_the_record_of_a_resumed_cell_too(bench: spine.Bench) -> None:
+    def gradients() -> dict[str, torch.Tensor]:
+        with bench.ctx.phase("gradients"):
+            return {"rows": torch.tensor([sum(len(batch["labels"]) for batch in bench.ctx.batches("train", 20))])}
+
+    first = bench.ctx.once("gradients", gradients)
+    counted = bench.ctx.phases[-1]
+    assert (counted.name, counted.examples) == ("gradients", 20)
+    resumed = replace(bench.ctx, phases=[], earlier_seconds=0.0)
+    for _ in range(2):
+        assert torch.equal(resumed.once("gradients", gradients)["rows"], first["rows"])
+    assert resumed.phases == [counted]
+    assert resumed.earlier_seconds == counted.seconds
 
 
 def test_batches_are_a_fixed_order_within_the_budget_and_are_counted(bench: spine.Bench) -> None:

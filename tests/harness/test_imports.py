@@ -71,6 +71,7 @@ def test_analysis_reads_records_only(path: Path) -> None:
         "harness.params",
         "harness.nearmiss",
         "harness.trackkeys",
+        "harness.typed",
         "harness.cli",
     }
 

@@ -94,6 +94,21 @@ def test_what_has_no_place_in_the_table_is_other() -> None:
     assert params.trainable_by_role(model)["other"] == 3
 
 
+def test_the_counter_gives_the_same_numbers_and_counts_a_configuration_once() -> None:
+    counter = params.Counter()
+    lora = ("method=lora", "model=tiny_bert", "method.r=4", "method.targets=[q,v]")
+    first = counter(lora)
+    assert first == counts(*lora) and counter(lora) is first
+    assert counter(("method=full_ft", "model=tiny_bert")) == counts("method=full_ft", "model=tiny_bert")  # from the same bare model
+    assert len(counter.models) == 1
+    assert counter(("method=full_ft", "model=tiny_gpt2", "task=wikitext2"))["head"] == 0
+
+
+def test_prunable_weights_are_those_of_the_stock_model() -> None:
+    plain, wrapped = counts("method=none", "model=bert_base"), counts("method=lora", "model=bert_base")
+    assert plain["prunable"] == wrapped["prunable"] == 12 * (4 * 768**2 + 2 * 768 * 3072)
+
+
 class Calibrated(Method):
     def prepare(self, model: nn.Module, ctx: params.MetaContext) -> nn.Module:
         next(ctx.batches("train", 8))
