@@ -18,6 +18,7 @@ from rich.text import Text
 from analysis import claims, dashboard, formats, papers
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
+from analysis.d90 import d90
 from analysis.export import export_records
 from analysis.layout import layout
 from analysis.load import load
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("a", help="method or row label")
     compared.add_argument("b", help="method or row label that it is compared with")
     compared.add_argument("--protocol", help="default: every protocol that both were measured on")
+    _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
     exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
     tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
@@ -127,6 +129,17 @@ def _table(options: argparse.Namespace) -> None:
 def _format_of(out: Path | None) -> str:
     endings = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html"}
     return endings.get(out.suffix, "terminal") if out else "terminal"
+
+
+def _d90(options: argparse.Namespace) -> None:
+    frame = load(options.store, options.sweep)
+    found = d90(frame[frame["variant"] != LAST])
+    if found.empty:
+        raise UserError("d90 needs cells of intrinsic_dim and of full_ft on one model and task; run `parebench -m +sweeps=intrinsic_dim`")
+    shown = RichTable(*found.columns, box=SIMPLE)
+    for row in found.itertuples(index=False):
+        shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    Console().print(shown)
 
 
 def _page(options: argparse.Namespace) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 
-from methods.adapters.peft_base import PeftMethod, split_groups, target_modules
+from methods.adapters.peft_base import PeftMethod, lora_factors, split_groups, target_modules
 from methods.base import TrainSettings, parameter_groups
 from methods.spec import Traits, linear_roles, number
 
@@ -36,7 +36,7 @@ class Lora(PeftMethod):
             if self.loraplus_ratio is not None:
                 number("method.loraplus_ratio", self.loraplus_ratio, 1)
 
-    traits = Traits(randomness=("init",), distributed=("ddp", "fsdp"))
+    traits = Traits(randomness=("init",), exports_lora=True, distributed=("ddp", "fsdp"))
 
     def peft_config(self, model: nn.Module) -> LoraConfig:
         """LoRA on the targets."""
@@ -48,3 +48,7 @@ class Lora(PeftMethod):
         groups = parameter_groups(model, settings)
         ratio = self.config.loraplus_ratio
         return groups if ratio is None else split_groups(model, groups, "lora_B", lr=settings.lr * ratio)
+
+    def lora(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """(s B, A) of every target."""
+        return lora_factors(model)

@@ -8,12 +8,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from methods.adapters.own_base import insert
 from methods.base import Context, Method
 from methods.roles import head_names, role_names, weight_is_transposed
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter."""
 
 
 class PeftMethod(Method):
@@ -41,6 +47,52 @@ def target_modules(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
     """PEFT's `target_modules` and `fan_in_fan_out` for roles: full names, so that no module is caught by a common suffix."""
     names = role_names(model, roles)
     return {"target_modules": names, "fan_in_fan_out": weight_is_transposed(model.get_submodule(names[0]))}
+
+
+def adapted(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The adapted layers by the name that their module has in the stock model."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return {name.removeprefix("base_model.model."): module for name, module in layers}
+
+
+@torch.no_grad()
+def lora_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """(s B (out, r), A (r, in)), float32, of every LoRA layer by stock module name; their product is what PEFT adds to the weight."""
+    return {
+        name: (layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight.float(), layer.lora_A[ADAPTER].weight.float().clone())
+        for name, layer in adapted(model).items()
+    }
+
+
+class LinearConv1D(nn.Linear):
+    """A Conv1D that PEFT takes for an nn.Linear: `weight` reads as (out, in), the parameter itself stays Conv1D's (in, out)."""
+
+    def __init__(self, base: Conv1D) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.weight.shape
+        self._parameters["weight"] = base.weight
+        self.bias = base.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """A view (out, in), into which may be written."""
+        return self._parameters["weight"].mT
+
+
+def convert_conv1d(model: nn.Module, names: Sequence[str]) -> None:
+    """For tuners of PEFT that know nn.Linear alone: put a `LinearConv1D` in the place of every Conv1D among these modules."""
+    bases = {name: model.get_submodule(name) for name in names}
+    insert(model, {name: LinearConv1D(base) for name, base in bases.items() if isinstance(base, Conv1D)})
+
+
+def restore_conv1d(model: nn.Module) -> nn.Module:
+    """The inverse of `convert_conv1d`, in place; before PEFT unloads, which assigns to `weight`."""
+    for name, module in [(name, module) for name, module in model.named_modules() if isinstance(module, LinearConv1D)]:
+        with torch.device("meta"):
+            stock = Conv1D(module.out_features, module.in_features)
+        stock.weight, stock.bias = module._parameters["weight"], module.bias
+        model.set_submodule(name, stock.train(module.training))
+    return model
 
 
 def wrap(model: nn.Module, config: PeftConfig) -> PeftModel:

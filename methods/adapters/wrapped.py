@@ -65,8 +65,12 @@ class LowRankLinear(WrappedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y = self.base_layer(x)
+        return y + self.delta(self.dropout(x)).to(y.dtype)
+
+    def delta(self, x: Tensor) -> Tensor:
+        """C_k ... C_1 x, (..., in) -> (..., out), in the dtype of the chain."""
         chain = self.chain()
-        return y + reduce(_apply, chain, self.dropout(x).to(chain[0].dtype)).to(y.dtype)
+        return reduce(_apply, chain, x.to(chain[0].dtype))
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor]:

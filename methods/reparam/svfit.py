@@ -1,4 +1,4 @@
-"""SVFit (2024, arXiv 2409.05926): W = U diag(sigma) V^T, y = W_e x + U_r (z * V_r^T x) + b; only z trains, from z = sigma_r on.
+"""SVFit (Sun et al. 2024, arXiv 2409.05926): W = U diag(sigma) V^T, y = W_e x + U_r (z * V_r^T x) + b; only z trains, from z = sigma_r on.
 
 W_e = W - U_r diag(sigma_r) V_r^T holds the rest. It is computed as y = W x + b + U_r ((z - sigma_r) * V_r^T x), the same map, so that
 the start is exact in every precision and W stays as it was. The values train themselves: no logarithm, no clamp, and no weight decay,

@@ -17,7 +17,7 @@ from harness.checkpoint import trained_tensors
 from harness.export import probe_logits
 from harness.registry import method_class
 from harness.seeding import seed_everything
-from tests.contract.trial import STEPS, Trial, content, prepared, snapshot, stable, tensors_of
+from tests.contract.trial import STEPS, Trial, buffers, content, prepared, snapshot, stable, tensors_of
 
 SCALE = 1e-5
 
@@ -103,7 +103,7 @@ def test_sparsity_is_real_where_promised(trial: Trial) -> None:
 
 
 def test_initialisation_depends_on_the_seed_alone(trial: Trial) -> None:
-    assert content(prepared(trial.container("prepared-again"), drawn=7)) == content(trial.observed.prepared)
+    assert content(prepared(trial.container("prepared-again"), drawn=7)) == content(trial.observed.prepared | trial.observed.buffers)
 
 
 def test_another_seed_changes_what_the_traits_say(trial: Trial) -> None:
@@ -112,8 +112,8 @@ def test_another_seed_changes_what_the_traits_say(trial: Trial) -> None:
     seed_everything(1, "prepare")
     model = bench.method.prepare(bench.model, bench.ctx)
     names = spine.models.head_names(model)
-    mine = {n: t for n, t in snapshot(model).items() if n not in names}
-    first = {n: t for n, t in trial.observed.prepared.items() if n not in names}
+    mine = {n: t for n, t in (snapshot(model) | buffers(model)).items() if n not in names}
+    first = {n: t for n, t in (trial.observed.prepared | trial.observed.buffers).items() if n not in names}
     draws = {"init", "mask"} & set(trial.traits.randomness)
     assert (content(mine) != content(first)) == bool(draws)
     assert bool(heads) == trial.traits.trains

@@ -56,6 +56,8 @@ class Observed:
     order: list[str] = field(default_factory=list)
     """Hash of the input ids of each optimizer step."""
     final: nn.Module | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Of the prepared model."""
 
 
 class Trial:
@@ -117,11 +119,12 @@ class Trial:
 
 
 def prepared(container: dict[str, Any], drawn: int = 0) -> dict[str, Tensor]:
-    """All parameters after `prepare`; `drawn` random numbers are drawn first, which must not matter."""
+    """All parameters and buffers after `prepare`; `drawn` random numbers are drawn first, which must not matter."""
     bench = spine.set_up(container)
     torch.rand(drawn)
     seed_everything(bench.cell.seed, "prepare")
-    return snapshot(bench.method.prepare(bench.model, bench.ctx))
+    model = bench.method.prepare(bench.model, bench.ctx)
+    return snapshot(model) | buffers(model)
 
 
 def observe(container: dict[str, Any]) -> Observed:
@@ -135,20 +138,25 @@ def observe(container: dict[str, Any]) -> Observed:
     loaded = probe_logits(bench.model)
     seed_everything(bench.cell.seed, "prepare")
     model = bench.method.prepare(bench.model, bench.ctx)
-    prepared_logits, start = probe_logits(model), snapshot(model)
+    prepared_logits, start, fixed = probe_logits(model), snapshot(model), buffers(model)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     head_after = spine.models.head_names(model)
     model = bench.method.fit(model, bench.ctx)
     fitted_logits, fitted = probe_logits(model), snapshot(model)
     final = bench.method.finalize(model, bench.ctx)
     return Observed(
-        loaded, prepared_logits, fitted_logits, probe_logits(final), start, fitted, trainable, head_after, head, splits, order, final
+        loaded, prepared_logits, fitted_logits, probe_logits(final), start, fitted, trainable, head_after, head, splits, order, final, fixed
     )
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all buffers."""
+    return {f"buffer:{name}": b.detach().clone() for name, b in model.named_buffers()}
 
 
 def _spy_on_order(method: Any, order: list[str]) -> None:
