@@ -93,8 +93,8 @@ def _impossible(request: dict[str, Any], method: str, counts: dict[int | float, 
         return f"{given}: the {meaning} of {method} do not depend on method.{request['key']}; give a number"
     low, high = min(counts, key=lambda v: counts[v]), max(counts, key=lambda v: counts[v])
     if counts[low] > request["budget"]:
-        return f"{given} is too small: method.{request['key']}={low:g} already has {counts[low]:,} {meaning}; give a larger budget"
-    return f"{given} is too large: method.{request['key']}={high:g} has no more than {counts[high]:,} {meaning}; give a smaller budget"
+        return f"{given} is too small: method.{request['key']}={low} already has {counts[low]:,} {meaning}; give a larger budget"
+    return f"{given} is too large: method.{request['key']}={high} has no more than {counts[high]:,} {meaning}; give a smaller budget"
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

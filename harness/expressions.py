@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -35,7 +36,12 @@ class Asked:
 def register() -> None:
     """Make the two resolvers known to OmegaConf, before anything is composed."""
     for kind in MEANING:
-        OmegaConf.register_new_resolver(kind, lambda given, kind=kind: f"{kind}:{given}", replace=True)
+        OmegaConf.register_new_resolver(kind, partial(_text, kind), replace=True)
+
+
+def _text(kind: str, *given: Any) -> str:
+    """However many arguments are typed, so that `asked` can refuse what is no budget."""
+    return f"{kind}:{','.join(map(str, given))}"
 
 
 def asked(method: Mapping[str, Any]) -> Asked | None:
