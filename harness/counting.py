@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from harness.config import DTYPES, Cell
-from harness.cost import count_parameters, shipped
+from harness.cost import count_parameters, shipped, unique_parameters
 from harness.expressions import BYTES, MEANING
 from harness.models import on_meta
 from harness.params import MetaContext, UncountableError
@@ -39,6 +39,7 @@ def solve(request: dict[str, Any]) -> int | float:
     """
     cell = resolve(OmegaConf.create(request["values"])).cell
     head = build(cell.task, sources=None).head
+    _refuse_more_than_the_model(request, cell, head)
     key, budget = request["key"], request["budget"]
     value = _fraction if request["fraction"] else int
     count = _counter(cell, head, key, value, request["kind"])
@@ -57,6 +58,15 @@ def counted(cell: Cell, head: Head | None, kind: str) -> int:
     model = method_class(cell.method)(cell.method_config).prepare(model, MetaContext(cell))
     trains = load_spec(cell.method).adjusted(cell.method_config).trains
     return shipped(model, trains)["bytes"] if kind == BYTES else count_parameters(model, trains)["trainable_method"]
+
+
+def _refuse_more_than_the_model(request: dict[str, Any], cell: Cell, head: Head | None) -> None:
+    """No technique is sized beyond its model, and a library may allocate real memory for what is only to be counted."""
+    model = on_meta(cell.model, head).to(getattr(torch, DTYPES[cell.precision]))
+    sizes = [p.numel() * (p.element_size() if request["kind"] == BYTES else 1) for p in unique_parameters(model).values()]
+    if request["budget"] > sum(sizes):
+        what = f"{sum(sizes):,} {'bytes' if request['kind'] == BYTES else 'parameters'} of {cell.model.name} itself"
+        raise UserError(f"method.{request['key']}={request['text']} is more than the {what}; give a smaller budget")
 
 
 def _counter(cell: Cell, head: Head | None, key: str, value: Callable[[int], int | float], kind: str) -> Callable[[int], int | None]:
