@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import sweeps
-from harness import usage
+from harness import expressions, usage
 from harness.config import FAILURES
 from harness.nearmiss import unknown
 from harness.usage import options
@@ -54,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         sys.argv = ["parebench", *_arguments(argv)]
         register_sweeps()
+        expressions.register()
         command.hydra_main()
         return command.finish()
     except MISTAKES as error:

@@ -256,7 +256,7 @@ class Cell:
     seed: int
     precision: str
     origins: dict[str, str] = field(default_factory=dict)
-    """Where each recipe value comes from; recorded, not hashed."""
+    """Where each recipe value comes from, and what a solved key of the method was matched to; recorded, not hashed."""
     calibration: CalibrationConfig | None = None
     """With its length resolved; None where the method's traits ask for no calibration text."""
 

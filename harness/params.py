@@ -32,6 +32,10 @@ from tasks.registry import build
 T = TypeVar("T")
 
 
+class UncountableError(UserError):
+    """A method whose `prepare` needs more than shapes."""
+
+
 class MetaContext:
     """`methods.base.Context` for `prepare` without weights: draws and settings are there, data and training are refused."""
 
@@ -61,12 +65,22 @@ class MetaContext:
         """Refused."""
         self._refuse()
 
+    def calibration(self) -> NoReturn:
+        """Refused."""
+        self._refuse()
+
+    def cell(self, name: str) -> NoReturn:
+        """Refused."""
+        self._refuse()
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Refused."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise UserError(f"method={self.method} needs data before it can be counted; run a cell and read `costs.parameters` of its record")
+        raise UncountableError(
+            f"method={self.method} needs data before it can be counted; run a cell and read `costs.parameters` of its record"
+        )
 
 
 def method_parameters(cell: Cell, head: Head | None, model: PreTrainedModel | None = None) -> dict[str, Any]:

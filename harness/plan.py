@@ -9,12 +9,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import lease, needs, outcome, protocols, stale
+from harness import lease, matching, needs, outcome, protocols, stale
 from harness.compat import incompatible
 from harness.identity import Identity, digest, identify
 from harness.policy import policy_of
 from harness.record import Record
-from harness.resolve import NEEDS, PROTOCOL_TASKS, Resolved, protocol_tasks, resolve, without_hydra
+from harness.resolve import NEEDS, PROTOCOL_TASKS, UNTYPED, Resolved, protocol_tasks, resolve, without_hydra
 from harness.store import Store
 from harness.weights import local_folder
 from methods.spec import UserError
@@ -129,15 +129,16 @@ def check(cfg: DictConfig, overrides: Sequence[str] = (), compose: Compose | Non
 
     `compose` makes the configurations of needed cells out of overrides; `path`: the cells that led here, to refuse a circle.
     """
-    if compose and (typed := next((key for key in (NEEDS, PROTOCOL_TASKS) if key in cfg), None)):
+    if compose and (typed := next((key for key in UNTYPED if key in cfg), None)):
         raise UserError(f"{typed} is not a key to type; it follows from {'protocols' if typed == PROTOCOL_TASKS else 'the method'}")
+    cfg = matching.settled(cfg)
     resolved = resolve(cfg)
     container = {str(key): value for key, value in OmegaConf.to_container(without_hydra(cfg), resolve=True).items()}
     if compose and resolved.asked:
         container[PROTOCOL_TASKS] = protocols.blocks(resolved.asked, compose, resolved.forgetting)
         typed_tasks = protocol_tasks(container[PROTOCOL_TASKS], resolved.cell.task, resolved.forgetting)
         resolved = replace(resolved, protocols=typed_tasks)
-    needed = _needed(resolved, container, overrides, compose, path) if compose else {}
+    needed = _needed(resolved, container, [*overrides, *matching.typed(cfg)], compose, path) if compose else {}
     if needed:
         container[NEEDS] = {name: need.container for name, need in needed.items()}
         resolved = replace(resolved, needs={name: need.resolved for name, need in needed.items()})

@@ -68,7 +68,9 @@ class Record:
     identity: dict[str, Any]
     """The canonical cell half that was hashed: method, model, task, budget, recipe, seed, precision, data, weights."""
     origins: dict[str, str]
-    """Where each recipe value came from: paper, tuned, default, override."""
+    """Where each recipe value came from: paper, tuned, default, override.
+
+    `method.<key>`: what the key was solved to match, such as `match_params:300k`."""
     sweep: str | None
     seed: int
     deterministic: bool

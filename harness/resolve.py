@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import recipes, slots
+from harness import expressions, recipes, slots
 from harness.config import (
     CALIBRATION_LENGTH,
     BudgetConfig,
@@ -36,7 +36,11 @@ NEEDS = "dependencies"
 """Key under which `harness.plan` puts the configurations of the cells that a cell needs; nobody types it."""
 PROTOCOL_TASKS = "protocol_tasks"
 """Key under which `harness.plan` puts the task configurations of `protocols`; nobody types it."""
-TOP = (*BLOCKS, "calibration", "seed", "precision", "data_dir", "protocols", "forgetting", "table", NEEDS, PROTOCOL_TASKS)
+MATCHED = "matched"
+"""Key under which `harness.matching` notes which keys of the method it solved for, and to what budget; nobody types it."""
+UNTYPED = (NEEDS, PROTOCOL_TASKS, MATCHED)
+TOP = (*BLOCKS, "calibration", "seed", "precision", "data_dir", "protocols", "forgetting", "table", *UNTYPED)
+expressions.register()
 UNTRAINED = {"lr": 0.0}
 """The learning rate of a cell without optimizer steps; its recipe is no part of its identity."""
 
@@ -96,6 +100,7 @@ def resolve(cfg: DictConfig) -> Resolved:
     _check_run(run, recipe)
     _check_batch(recipe.batch, run.micro_batch, processes(compute, run))
     calibration = _calibration(values.get("calibration") or {}, spec.adjusted(config), model, task)
+    origins |= {f"method.{key}": str(text) for key, text in (values.get(MATCHED) or {}).items()}
     cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins, calibration)
     needs = {str(name): resolve(OmegaConf.create(need)) for name, need in (values.get(NEEDS) or {}).items()}
     forgetting = tuple(dict.fromkeys(top.forgetting))
@@ -147,7 +152,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         if key == "sweeps":
             raise UserError("sweeps=... was read as plain values; begin that sweep file with the line '# @package _global_'")
         if key not in TOP and key != "hydra":
-            raise UserError(unknown("the top-level key", str(key), set(TOP) - {NEEDS, PROTOCOL_TASKS}, sign=" "))
+            raise UserError(unknown("the top-level key", str(key), set(TOP) - set(UNTYPED), sign=" "))
     for key in BLOCKS:
         if not OmegaConf.is_dict(cfg.get(key)):
             write = f"{key}.<key>=<value>" if key in ("recipe", "run") else f"{key}=<name> with a name that parebench --help lists"

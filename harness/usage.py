@@ -22,6 +22,7 @@ Choose one of each group with group=name (with -m several: group=a,b):
 
 Override any value with key=value; parebench --cfg job method=lora prints all keys and values.
 recipe.lr=1e-3 replaces what the method's recipe says; run.store=<folder> is where results go.
+method.r='${{match_params:300k}}' (or match_bytes:1.2M) solves for the value whose parameters or bytes are nearest and not above.
 protocols=[wikitext2,commonsense/piqa] measures the model on more tasks; a finished cell is not trained again for that.
 forgetting=[wikitext2] measures them before training too, and tables show the change.
 A sweep of your own: <folder>/sweeps/<name>.yaml beginning with '# @package _global_', then --config-dir <folder> -m +sweeps=<name>.

@@ -16,6 +16,8 @@ TORCH_FREE = [
         "harness.identity",
         "harness.compat",
         "harness.plan",
+        "harness.matching",
+        "harness.search",
         "harness.job",
         "harness.awaited",
         "harness.store",
