@@ -51,8 +51,9 @@ class Resample(Task):
 
     def evaluate(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, options: EvalOptions) -> Evaluation:
         """`accuracy` within K attempts under the first verifier, `pass@k` (under the gold answer), `single` (accuracy of one sample),
-        `invalid`; for each verifier `accuracy/<v>`, `false_positives/<v>`, `accepted/<v>`, `reward/<v>/cost<c>` (U(K)) and
-        `best_attempts/<v>/cost<c>` (K*); and where asked `redundancy/...`. What is undefined is left out.
+        `invalid`; for each verifier `accuracy/<v>` and `wrong/<v>` (shares of the questions: U(K) is the one less cost times the other),
+        `false_positives/<v>`, `accepted/<v>`, `best_attempts/<v>/cost<c>` (K*); and where asked `redundancy/...`. What is
+        undefined is left out.
 
         `predictions` has a row per question; its lists have an entry per candidate (`answers`, `correct`, `completions`,
         `completion_tokens`, `logprobs`, `accepted/<v>`), `votes` one per further sample.
@@ -144,8 +145,8 @@ class Resample(Task):
             made = resampling.outcomes(correct, bits, k)
             found |= {f"accuracy/{name}": float(made.accuracy()[-1]), f"false_positives/{name}": made.false_positives()}
             found |= {f"accepted/{name}": float(bits.mean())}
-            found |= {f"reward/{name}/cost{cost}": float(made.reward(cost)[-1]) for cost in COSTS}
-            found |= {f"best_attempts/{name}/cost{cost}": float(made.best_attempts(cost)) for cost in COSTS}
+            found |= {f"wrong/{name}": float(made.wrong[:, -1].mean())}
+            found |= {f"best_attempts/{name}/cost{cost}": float(made.best_attempts(cost)) for cost in COSTS if cost}
         return found
 
     def _redundancy(

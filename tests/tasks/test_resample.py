@@ -134,7 +134,7 @@ def test_metrics_are_those_of_the_bits(made, llama, byte_tokenizer, scripted):
     form = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
     assert metrics["accuracy/format"] == pytest.approx(outcomes(correct, form, 2).accuracy()[-1])
     assert metrics["false_positives/format"] == pytest.approx((1 / 3 + 3 / 4) / 2) and metrics["false_positives/exact"] == 0
-    assert metrics["reward/format/cost4"] == pytest.approx(outcomes(correct, form, 2).reward(4)[-1])
+    assert metrics["accuracy/format"] - 4 * metrics["wrong/format"] == pytest.approx(outcomes(correct, form, 2).reward(4)[-1])
     agreed = [[True, True, False, False], [True, True, False, True], [False] * 4]
     assert found.predictions["accepted/agreement:2:0.5"] == agreed and metrics["best_attempts/agreement:2:0.5/cost8"] == 0
     assert np.mean(found.predictions["score"]) == pytest.approx(metrics["accuracy"])
