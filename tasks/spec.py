@@ -296,7 +296,8 @@ class ResampleConfig:
     sampling_seed: int
     """Of the samples, the same for all models and runs: they are compared on the same draws."""
     redundancy: bool
-    """Record how much of the correct solutions is redundant (`tasks/redundancy.py`); windows are embedded by the model itself."""
+    """Record how much of the correct solutions is redundant (`tasks/redundancy.py`); windows are embedded by the model itself. Like further
+    verifiers it is no part of the id: a cell that was measured without gets it with run.force=true."""
     limit: int | None
     version: int
 
