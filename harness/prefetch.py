@@ -100,7 +100,7 @@ def _run(argv: Sequence[str]) -> None:
 
 def _cells(sweeper: DictConfig, typed: Sequence[str]) -> Iterator[list[str]]:
     """The distinct combinations of decisive overrides: every grid on top of `params`, typed ones above both."""
-    parser = OverridesParser.create()
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     own = parser.parse_overrides(list(typed))
     seen: set[tuple[str, ...]] = set()
     for grid in sweeper.get("grids") or [{}]:
