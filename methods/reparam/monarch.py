@@ -40,7 +40,9 @@ class MonarchLinear(WrappedLinear):
         """(..., in) -> (..., out)."""
         y = multiply(pad(x.to(self.w1.dtype), (0, self.padding)), self.w1, self.w2)[..., : self.out_features]
         bias = self.base_layer.bias
-        return (y if bias is None else y + bias).to(x.dtype)
+        # a stock map gives autocast's type, whatever came in: DeBERTa's mask takes its range from a map's output
+        dtype = y.dtype if torch.is_autocast_enabled(x.device.type) else x.dtype
+        return (y if bias is None else y + bias).to(dtype)
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:

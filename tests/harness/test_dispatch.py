@@ -97,7 +97,7 @@ def test_the_log_ends_with_the_reason(tmp_path: Path) -> None:
     dispatch.in_process("harness.guard:check_finite", ("loss", float("nan"), 3), granted)
     text = log.read_text().splitlines()
     assert text[0] == "method.r=-1 is out of range; allowed: a number in [0, inf]"
-    assert outcome.last_lines(log)[-1] == "harness.guard.Diverged: loss is nan at step 3"
+    assert outcome.last_lines(log)[-1] == "methods.spec.Diverged: loss is nan at step 3"
     assert len(outcome.last_lines(log)) == outcome.LAST_LINES
 
 

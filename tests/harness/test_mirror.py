@@ -135,7 +135,7 @@ def test_a_failed_cell_is_a_failed_run_of_its_class(live: Path) -> None:
     one = runs(live)[cell]
     assert one.exit_code == 4
     assert one.summary["status"] == "diverged"
-    assert one.summary["log"].splitlines()[-1] == "harness.guard.Diverged: loss is nan at step 2"
+    assert one.summary["log"].splitlines()[-1] == "methods.spec.Diverged: loss is nan at step 2"
     assert one.table is None
     assert "origin/lr" not in one.config
 
