@@ -271,4 +271,4 @@ def test_a_refused_folder_ends_its_sweep_with_the_sentence(made: Made, tmp_path:
     wider(tmp_path / "given")
     code, _ = made.run("method=external", f"method.path={tmp_path / 'given'}")
     (outcome,) = [told for told in cells(made.store).values() if told["status"] == "error"]
-    assert code == 1 and "has another architecture than model tiny_bert" in outcome["last_line"]
+    assert code == 1 and outcome["code"] == 2 and "has another architecture than model tiny_bert" in outcome["lines"][-1]
