@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from analysis import claims, dashboard, formats, papers
+from analysis.answers import Answers, answers
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("a", help="method or row label")
     compared.add_argument("b", help="method or row label that it is compared with")
     compared.add_argument("--protocol", help="default: every protocol that both were measured on")
+    _command(commands, "answers", _answers, "per set of questions: accuracy with its interval, majority class, invalid answers")
     _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
     exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
@@ -129,6 +131,21 @@ def _table(options: argparse.Namespace) -> None:
 def _format_of(out: Path | None) -> str:
     endings = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html"}
     return endings.get(out.suffix, "terminal") if out else "terminal"
+
+
+def _answers(options: argparse.Namespace) -> None:
+    frame = load(options.store, options.sweep)
+    found = answers(frame if options.variants else frame[frame["variant"] != LAST])
+    shown = RichTable("questions", "form", "row", "n", "majority", "accuracy", "95 %", "invalid", "majority class", box=SIMPLE)
+    for one in found:
+        shown.add_row(*_answer_cells(one))
+    Console(width=max(Console().width, 160)).print(shown)
+
+
+def _answer_cells(one: Answers) -> list[str]:
+    invalid = formats.DASH if one.invalid is None else f"{one.invalid:.3f}"
+    interval = f"[{one.low:.3f}, {one.high:.3f}]"
+    return [one.tasks, one.form, one.label, str(one.n), f"{one.majority:.3f}", f"{one.accuracy:.3f}", interval, invalid, one.verdict]
 
 
 def _d90(options: argparse.Namespace) -> None:

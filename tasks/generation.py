@@ -54,14 +54,14 @@ def complete(
     """
     result: list[Completion] = [Completion([], "")] * len(prompts)
     with measuring(model, options):
-        for indices in _batches([len(prompt) for prompt in prompts], decoding, options.batch):
+        for indices in in_batches([len(prompt) for prompt in prompts], decoding, options.batch):
             rows = _decode(model, tokenizer, [list(prompts[i]) for i in indices], decoding, options.device)
             for i, ids in zip(indices, rows, strict=True):
-                result[i] = _completion(tokenizer, ids, decoding)
+                result[i] = completion(tokenizer, ids, decoding)
     return result
 
 
-def _batches(lengths: Sequence[int], decoding: Decoding, rows: int) -> Iterator[list[int]]:
+def in_batches(lengths: Sequence[int], decoding: Decoding, rows: int) -> Iterator[list[int]]:
     """Indices in batches of similar length whose cache stays within `CACHED_TOKENS`."""
     for batch in batches(lengths, rows):
         size = max(1, CACHED_TOKENS // (decoding.beams * (lengths[batch[0]] + decoding.new_tokens)))
@@ -72,14 +72,14 @@ def _decode(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], decoding: Decoding, device: str
 ) -> list[list[int]]:
     """The tokens after each prompt; rows that ended early are filled up with the end token."""
-    end = _end_id(tokenizer)
-    ids, mask = _left_padded(prompts, end, device)
+    end = end_id(tokenizer)
+    ids, mask = left_padded(prompts, end, device)
     criteria = [StopStrings(tokenizer, decoding.stop, ids.shape[1])] if decoding.stop else []
     settings = GenerationConfig(
         do_sample=False, num_beams=decoding.beams, max_new_tokens=decoding.new_tokens, early_stopping=False, length_penalty=1.0,
         eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
-    with _own_settings_alone(model):
+    with own_settings_alone(model):
         out = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=StoppingCriteriaList(criteria),
             **_prefix(model, ids, mask, decoding.beams),
@@ -87,7 +87,7 @@ def _decode(
     return out[:, ids.shape[1] :].tolist()
 
 
-def _left_padded(prompts: list[list[int]], pad: int, device: str) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: list[list[int]], pad: int, device: str) -> tuple[Tensor, Tensor]:
     """Ids and mask (rows, longest), aligned at their ends."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
@@ -112,7 +112,7 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The end token, which also pads: what follows it in a row is never part of the completion."""
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end token, without which a completion has no end: set eos_token in the model folder")
@@ -120,7 +120,7 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @contextlib.contextmanager
-def _own_settings_alone(model: nn.Module) -> Iterator[None]:
+def own_settings_alone(model: nn.Module) -> Iterator[None]:
     """Without what the checkpoint says of sampling: `generate` takes from there whatever is left at its default here.
 
     The model may be wrapped (by PEFT); the module that holds the settings is then inside.
@@ -148,9 +148,9 @@ class StopStrings(StoppingCriteria):
         return torch.tensor([any(s in tail for s in self.strings) for tail in tails], device=input_ids.device)
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, ids: list[int], decoding: Decoding) -> Completion:
+def completion(tokenizer: PreTrainedTokenizerBase, ids: list[int], decoding: Decoding) -> Completion:
     """Cut at the end token and before the first stop string."""
-    end = _end_id(tokenizer)
+    end = end_id(tokenizer)
     ids = ids[: ids.index(end)] if end in ids else ids
     text = tokenizer.decode(ids, skip_special_tokens=True)
     cut = min((at for at in map(text.find, decoding.stop) if at >= 0), default=len(text))

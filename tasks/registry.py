@@ -9,6 +9,7 @@ from tasks.instruct import Instruct
 from tasks.lmeval import LmEval
 from tasks.mixture import Mixture
 from tasks.perplexity import Perplexity
+from tasks.resample import Resample
 from tasks.solution import Solution
 from tasks.spec import KINDS, TaskConfig
 from tasks.verbal import Verbal
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
     "verbal": Verbal,
     "solution": Solution,
     "lmeval": LmEval,
+    "resample": Resample,
 }
 assert TASKS.keys() == KINDS.keys()
 

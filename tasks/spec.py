@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from methods.spec import UserError, choice, number
+from tasks import verifiers
 from tasks.datasets import DATASETS, DatasetSpec, named
 from tasks.lmeval_own import OWN
 from tasks.prompts import TEMPLATES
@@ -268,6 +269,69 @@ class SolutionConfig:
 
 
 @dataclass
+class ResampleConfig:
+    """Questions with worked solutions, sampled many times until a verifier accepts an answer (`tasks/resampling.py`)."""
+
+    name: str
+    kind: str
+    dataset: str
+    """With the columns `question` and `answer`, whose last line is `#### <number>`."""
+    split: str
+    attempts: int
+    """K: samples that the verifier sees at most."""
+    samples: int
+    """Candidates drawn per question, over all orders of which the numbers are means."""
+    temperature: float
+    verifiers: list[str]
+    """The first one decides the reported accuracy and is part of the id, the others are recorded beside it: `exact` (then the accuracy
+    is pass@K), `format`, `arithmetic`, `agreement:<votes>:<share>`, `logprob:<nats>`, `flipped:<completeness>:<soundness>` (see
+    `tasks/verifiers.py`)."""
+    prompt: str
+    """`line` (the question and a line break, as `kind: solution` trains) or a key of `tasks/prompts.py`."""
+    shots: int
+    """Solved training questions before each question: the first ones of the training split."""
+    answer: str
+    """How a number is found: `marked` (after `####`, else after `The answer is: `) or `last` (the last number)."""
+    new_tokens: int
+    sampling_seed: int
+    """Of the samples, the same for all models and runs: they are compared on the same draws."""
+    redundancy: bool
+    """Record how much of the correct solutions is redundant (`tasks/redundancy.py`); windows are embedded by the model itself. Like further
+    verifiers it is no part of the id: a cell that was measured without gets it with run.force=true."""
+    limit: int | None
+    version: int
+
+    def __post_init__(self) -> None:
+        if entry(self.dataset).columns.keys() != {"question", "answer"}:
+            raise UserError(f"task.dataset={self.dataset} has no worked solutions; give toy/arithmetic-<difficulty> or gsm8k")
+        for key, low in (("attempts", 1), ("samples", 1), ("shots", 0), ("new_tokens", 1), ("sampling_seed", 0)):
+            number(f"task.{key}", getattr(self, key), low)
+        if self.attempts > self.samples:
+            raise UserError(f"task.attempts={self.attempts} is more than task.samples={self.samples}; draw at least as many")
+        number("task.temperature", self.temperature, 0, open_low=True)
+        choice("task.prompt", self.prompt, ("line", *TEMPLATES))
+        choice("task.answer", self.answer, ("marked", "last"))
+        if not self.verifiers or len(set(self.verifiers)) < len(self.verifiers):
+            raise UserError(f"task.verifiers={self.verifiers} is not allowed; give at least one, and none twice: exact, format, arithmetic")
+        for name in self.verifiers:
+            verifiers.parse(name)
+        _limit(self.limit)
+
+    def protocol(self) -> str:
+        """`gsm8k@resample-10of50-exact-t0.8-256-line-marked-5shot[:100]`."""
+        shots = f"-{self.shots}shot" if self.shots else ""
+        seed = f"-seed{self.sampling_seed}" if self.sampling_seed else ""
+        draw = f"{self.attempts}of{self.samples}-{self.verifiers[0]}-t{self.temperature:g}-{self.new_tokens}"
+        place = f"{self.dataset}{split_suffix(self.dataset, self.split)}"
+        return f"{place}@resample-{draw}-{self.prompt}-{self.answer}{shots}{seed}{rows_suffix(self.limit)}"
+
+    def reads(self) -> dict[str, tuple[str, str]]:
+        """Dataset and split of all that the task reads."""
+        shots = {"train": (self.dataset, "train")} if self.shots else {}
+        return {self.split: (self.dataset, self.split)} | shots
+
+
+@dataclass
 class VerbalConfig:
     """Classification by the words that a language model puts in the place of the answer; no head is added."""
 
@@ -461,7 +525,7 @@ class LmEvalConfig:
 
 HeadedConfig = ClassificationConfig | MixtureConfig
 """Tasks whose model gets a fresh head."""
-TaskConfig = HeadedConfig | ChoiceConfig | PerplexityConfig | InstructConfig | VerbalConfig | SolutionConfig | LmEvalConfig
+TaskConfig = HeadedConfig | ChoiceConfig | PerplexityConfig | InstructConfig | VerbalConfig | SolutionConfig | LmEvalConfig | ResampleConfig
 KINDS: dict[str, type] = {
     "classification": ClassificationConfig,
     "mixture": MixtureConfig,
@@ -471,6 +535,7 @@ KINDS: dict[str, type] = {
     "verbal": VerbalConfig,
     "solution": SolutionConfig,
     "lmeval": LmEvalConfig,
+    "resample": ResampleConfig,
 }
 
 

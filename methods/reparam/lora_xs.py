@@ -54,9 +54,9 @@ class LoraXs(AdapterMethod):
             linear_roles("method.targets", self.targets)
 
         def adjust(self, traits: Traits) -> Traits:
-            """Experts are fused parameters, out of reach; sigma = 0 draws nothing."""
+            """Experts are fused parameters, out of reach; sigma = 0 draws nothing and starts where the model is."""
             moe = not {"gate", "up", "down"} & set(self.targets)
-            return replace(traits, moe=moe, randomness=("init",) if self.sigma else ())
+            return replace(traits, moe=moe, exact_at_init=not self.sigma, randomness=("init",) if self.sigma else ())
 
     traits = Traits(randomness=("init",), exports_lora=True)
 

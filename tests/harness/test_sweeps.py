@@ -105,3 +105,22 @@ def test_glue_peft_is_five_methods_on_the_eight_glue_tasks_with_five_seeds() -> 
 def test_prune_lm_trains_nothing() -> None:
     assert len(grid("prune_lm")) == 5 * 9 * (1 + 2 * 3 + 2 + 2 * 3)
     assert not any(found.traits.trains for found in resolved("prune_lm"))
+
+
+def test_the_search_of_adapters_tries_the_same_multiples_of_every_recipe() -> None:
+    tried = {method: set() for method in adapters("glue_adapters_search")}
+    for cell in grid("glue_adapters_search"):
+        given = dict(value.split("=", 1) for value in cell)
+        tried[given["method"]].add(float(given["recipe.lr"]))
+    for method, rates in tried.items():
+        (usual,) = [entry.values["lr"] for entry in registry.load_spec(method).recipes if not entry.when]
+        assert sorted(rates) == pytest.approx([usual / 4, usual, 4 * usual, 16 * usual])
+
+
+def test_the_sweeps_of_adapters_hold_the_same_methods() -> None:
+    assert adapters("glue_adapters_search") == adapters("glue_adapters_fit") == adapters("glue_adapters")
+
+
+def adapters(sweep: str) -> set[str]:
+    """The methods of a sweep."""
+    return {value.removeprefix("method=") for cell in grid(sweep) for value in cell if value.startswith("method=")}
