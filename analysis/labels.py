@@ -1,10 +1,14 @@
 """Names of table rows: the method, and the settings in which rows of the same method differ."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")
+"""Of a commit or a content hash, the first digits are shown."""
 
 
 def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
@@ -47,7 +51,11 @@ def _setting(key: str, value: Any) -> str:
         return ""
     if isinstance(value, bool | np.bool_):
         return key if value else f"no {key}"
-    return f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+    return f"{key}={value:g}" if isinstance(value, float) else f"{key}={HASH.sub(_head, str(value))}"
+
+
+def _head(match: re.Match[str]) -> str:
+    return match[1]
 
 
 def _label(method: str, parts: list[str]) -> str:

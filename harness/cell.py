@@ -158,7 +158,10 @@ def set_up(container: dict[str, Any]) -> Bench:
     tasks = protocols.of_remade(earlier[1], resolved, stale.today_of) if earlier else resolved.protocols
     forgetting = dict.fromkeys([*(protocols.before_of_remade(earlier[1], tasks) if earlier else ()), *resolved.forgetting])
     more = {name: replace(evaluator, task=build(config, sources)) for name, config in tasks.items()}
-    ctx = CellContext(cell, run, folder, device, method, task, tokenizer, model, evaluator, resolved.compute.kind, needs=identity.needs)
+    ctx = CellContext(
+        cell, run, folder, device, method, task, tokenizer, model, evaluator, resolved.compute.kind, drawn=tuple(weights["missing"]),
+        needs=identity.needs,
+    )  # fmt: skip
     if INIT in identity.needs:
         models.take_backbone(model, ctx.cell(INIT))
     return Bench(

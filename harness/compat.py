@@ -75,7 +75,7 @@ def _model_reasons(method: str, traits: Traits, model: ModelConfig) -> Iterator[
 def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any) -> Iterator[str]:
     fresh_head = isinstance(task, HeadedConfig)
     yield from _family_reasons(model, task)
-    if fresh_head and not traits.trains:
+    if fresh_head and not traits.trains and not traits.external:
         yield f"the task needs a trained head; {method} does not train here, so use a method that does or another task"
     if fresh_head and not model.classifier:
         yield f"transformers has no sequence classifier for {model.name}; use another model, or a task without a head"
@@ -85,7 +85,7 @@ def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any) ->
         yield f"{method} trains and task {task.name} has no training form; use a classification task or a method that does not train"
     if traits.trains and traits.trains_head_only:
         yield f"{method} trains a task head and task {task.name} has none; use a classification task or another method"
-    if trains(task) and not traits.trains and not isinstance(task, InstructConfig):
+    if trains(task) and not traits.trains and not traits.external and not isinstance(task, InstructConfig):
         untrained = {VerbalConfig: "task.shots=0 task.selection=last or ", SolutionConfig: ""}.get(type(task), "task.train=null or ")
         yield f"{method} does not train and {task.protocol()} is a number after training; give {untrained}a method that trains"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from harness import checkpoint, distributed, needed
+from harness import checkpoint, distributed, external_weights, needed
 from harness.batching import collator
 from harness.config import DTYPES, Cell, RunConfig
 from harness.cost import PeakMeter
@@ -22,7 +22,7 @@ from harness.record import Phase
 from harness.seeding import derive, generator, seed_everything, untouched_generators
 from harness.store import Store, write_json
 from harness.training import HostTrainer, Listener, PhasePlan, Progress, read_state, resumable, run_phase, settings_of, write_state
-from methods.base import Batch, Method
+from methods.base import Adapter, Batch, Method
 from tasks import calibration
 from tasks.base import Task
 
@@ -53,6 +53,8 @@ class CellContext:
     """What calibration text was drawn: its rows, and the hash of its token ids; empty where the method asked for none."""
     earlier_seconds: float = 0.0
     """Seconds of training that earlier attempts of this cell left in what was restored or resumed."""
+    drawn: tuple[str, ...] = ()
+    """Parameters of the task head that the model's checkpoint lacked."""
     needs: dict[str, str] = field(default_factory=dict)
     """Name -> cell id of the finished cells that this one is made from."""
 
@@ -93,6 +95,14 @@ class CellContext:
         model = needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
         self.task.attach(model)
         return model
+
+    def external(self) -> nn.Module | Adapter:
+        """What lies where the method's configuration says."""
+        found = external_weights.read(self.config, self.model, self.tokenizer, self.task.head, self.drawn, self.run.offline)
+        if isinstance(found, Adapter):
+            return found
+        self.task.attach(found)
+        return found.to(self.device)
 
     def calibration(self) -> Tensor:
         """Token ids (sequences, length), drawn once; what they are is kept in `calibrated`.

@@ -31,7 +31,7 @@ class CostSheet:
 
     def prepared(self, model: nn.Module) -> None:
         """Counts before training."""
-        trains = self.traits.trains
+        trains = self.traits.trains or self.traits.external  # there, `prepare` marks what was trained elsewhere
         self.parts |= {"parameters": cost.count_parameters(model, trains), "shipped": cost.shipped(model, trains)}
 
     def fitted(self, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness import sourcetexts
+from harness import external, sourcetexts
 from harness.config import ModelConfig
 from harness.resolve import Resolved, steps
 from harness.typed import plain
@@ -48,7 +48,7 @@ def identify(resolved: Resolved) -> Identity:
     sources = _sources(resolved.data_dir, run.assets, run.offline)
     data = data_fingerprints(resolved.cell.task, sources) | _calibration_fingerprint(resolved, sources)
     needs = {name: identify(need).cell for name, need in resolved.needs.items()}
-    canonical = canonical_half(resolved, weights, data) | ({"dependencies": needs} if needs else {})
+    canonical = canonical_half(resolved, weights, data) | external.half(resolved) | ({"dependencies": needs} if needs else {})
     return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.sources(resolved.cell.method), needs)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,26 @@ def load(
     origin = {"source": config.source, "id": config.id, "revision": revision}
     known = {"overlap": dict(config.overlap)} if config.overlap else {}
     return model.eval(), tokenizer, origin | {"fingerprint": fingerprint(config, sources.assets, sources.data_dir)} | report | known
+
+
+def from_folder(
+    folder: Path, config: ModelConfig, head: Head | None, dtype: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """A checkpoint in a local folder in the form that `load` gives the model `config`: in eval mode, on the CPU.
+
+    The second value names what is `missing` (or of another shape) and `unexpected`; safetensors alone are read, no code.
+    """
+    options = {"trust_remote_code": False, "local_files_only": True}
+    with _quiet():
+        settings = _with_head(config, AutoConfig.from_pretrained(folder, **options), head)
+        model, report = _auto(head, settings).from_pretrained(
+            folder, config=settings, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+    if roles_of(settings.model_type).decoder:
+        _pad(model, tokenizer)
+    missing = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+    return model.eval(), {"missing": sorted(missing), "unexpected": sorted(report["unexpected_keys"])}
 
 
 def on_meta(config: ModelConfig, head: Head | None) -> PreTrainedModel:

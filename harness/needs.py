@@ -35,9 +35,9 @@ def specs(resolved: Resolved) -> tuple[CellSpec, ...]:
 
 
 def _of_task(resolved: Resolved) -> tuple[CellSpec, ...]:
-    """The same method on the task that this one starts from, cut at the same length."""
+    """The same method on the task that this one starts from, cut at the same length; none for weights that are finished."""
     task = resolved.cell.task
-    if getattr(task, "init", None) is None:
+    if getattr(task, "init", None) is None or resolved.traits.external:
         return ()
     return (CellSpec(name=INIT, method=resolved.cell.method, overrides=(f"task={task.init}", f"task.max_length={task.max_length}")),)
 

@@ -69,6 +69,10 @@ class MetaContext:
         """Refused."""
         self._refuse()
 
+    def external(self) -> NoReturn:
+        """Refused."""
+        self._refuse()
+
     def cell(self, name: str) -> NoReturn:
         """Refused."""
         self._refuse()

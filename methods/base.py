@@ -36,6 +36,16 @@ class ModelSpec:
     config_edits: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter as its folder holds it."""
+
+    settings: dict[str, Any]
+    """`adapter_config.json`."""
+    tensors: dict[str, Tensor]
+    """On the CPU, under the names of the file."""
+
+
 class Context(Protocol):
     """Services of the harness. A method never touches disk, devices, the trainer or the global config itself."""
 
@@ -60,6 +70,12 @@ class Context(Protocol):
         """The finished model of a cell that `Config.dependencies` names: on this cell's device in its dtype, frozen, in eval mode.
 
         Read from disk at every call: call it once, in `prepare`, and keep the model outside of the one that is returned.
+        """
+
+    def external(self) -> nn.Module | Adapter:
+        """What lies at `Config.place()`, for methods with the trait `external`; a checkpoint is on this cell's device in eval mode.
+
+        `UserError` where it is no checkpoint of the cell's architecture with all its weights, or an adapter of another model.
         """
 
     def batches(self, split: str, n: int | None = None) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 """Roles of the linear maps that an adapter may target (see `methods/roles.py`)."""
+PLACED = ("auto", "checkpoint", "adapter")
 MASK_SCOPES = ("row", "layer", "global")
 """Which weights compete for being kept: those of one output, of one matrix, or all prunable ones."""
 
@@ -52,6 +53,8 @@ class Traits:
     """Leaves exact zeros in the finalized weights."""
     distributed: tuple[str, ...] = ("ddp",)
     """How several processes may train it beside `single`: `ddp`, `fsdp` (where hooks and losses may see sharded parameters)."""
+    external: bool = False
+    """Its weights, a task head among them, come finished from where `Config.place` says (`ctx.external()`)."""
     budget_multiplier: float = 1.0
     """How many times the budget's examples the technique needs by nature."""
 
@@ -72,6 +75,33 @@ class CellSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where finished weights lie that no cell made; a `Config` with keys of these names says so with `place(self) -> Place`.
+
+    The cell id holds what lies there, never where.
+    """
+
+    path: str | None
+    """A local folder."""
+    hub: str | None
+    """A repository of the Hugging Face hub."""
+    revision: str | None
+    """Its commit, so that it stays what it is."""
+    kind: str
+    """What it must hold: a `checkpoint`, a PEFT `adapter` of the cell's model, or either (`auto`)."""
+
+    def __post_init__(self) -> None:
+        choice("method.kind", self.kind, PLACED)
+        if bool(self.path) == bool(self.hub):
+            given = "both are given" if self.path else "neither is given"
+            raise UserError(f"method.path and method.hub say where the weights lie and {given}; give one: method.path=<folder>")
+        if self.path and self.revision:
+            raise UserError(f"method.revision={self.revision} belongs to method.hub; a folder is known by its content, so leave it out")
+        if self.hub and not _is_commit(self.revision or ""):
+            raise UserError(f"method.revision={self.revision} is no commit; give the 40 hexadecimal digits of a commit of {self.hub}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellNames:
     """What a method may know of its own cell when it names the cells that it needs."""
 
@@ -79,6 +109,10 @@ class CellNames:
     task: str
     budget: str
     seed: int
+
+
+def _is_commit(text: str) -> bool:
+    return len(text) == 40 and set(text) <= set("0123456789abcdef")
 
 
 def choice(key: str, value: str, allowed: Iterable[str]) -> None:

@@ -34,6 +34,13 @@ def test_one_row_per_result_and_failure(store):
     assert failed["reason"] == "the loss is not finite"
 
 
+def test_labels_shorten_hashes_and_commits(tmp_path):
+    for cell, weights in (("a", "sha256:" + "0123456789abcdef" * 4), ("b", "hub:some/thing@" + "fedcba9876" * 4)):
+        record(tmp_path, cell, "external", 0, scores("m", 0, 0.8), config={"weights": weights})
+    labels = load(tmp_path).set_index("cell")["label"].to_dict()
+    assert labels == {"a": "external (weights=sha256:0123456789ab)", "b": "external (weights=hub:some/thing@fedcba9876fe)"}
+
+
 def test_labels_name_exactly_the_settings_that_differ(tmp_path):
     for cell, sparsity, retrain in (("a", 0.5, True), ("b", 0.5, False), ("c", 0.7, True)):
         config = {"sparsity": sparsity, "retrain": retrain, "scope": "layer", "targets": ["q", "v"]}

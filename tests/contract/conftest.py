@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from harness.compat import incompatible
 from harness.compose import compose
-from harness.registry import files
+from harness.registry import files, load_spec
 from harness.resolve import Resolved, resolve
 from harness.sourcetexts import sources
 from tests.contract.toy import write_toy_data
@@ -40,6 +40,11 @@ def tiny_models() -> list[str]:
     return sorted(p.stem for p in (CONF / "model").glob("tiny_*.yaml"))
 
 
+def methods() -> list[str]:
+    """All methods but those of finished weights: they name no weights by themselves, and their life is tests/harness/test_external.py."""
+    return sorted(slug for slug in files() if not load_spec(slug).traits.external)
+
+
 @cache
 def resolved(group: str, name: str) -> Resolved:
     """The checked configuration with one method or one model chosen."""
@@ -58,7 +63,7 @@ def reason(method: str, model: str) -> str | None:
 def pairs() -> tuple[tuple[str, str], ...]:
     """The pairs of this run."""
     chosen: list[tuple[str, str]] = []
-    for method in asked() or sorted(files()):
+    for method in asked() or methods():
         able = [model for model in tiny_models() if reason(method, model) is None]
         chosen += [(method, m) for m in (able if asked() or not _verified(method) else _representatives(method, able))]
     return tuple(chosen)
@@ -67,7 +72,7 @@ def pairs() -> tuple[tuple[str, str], ...]:
 def asked() -> list[str]:
     """The methods whose full verification was asked for."""
     wanted = os.environ.get("PAREBENCH_CONTRACT", "")
-    return sorted(files()) if wanted == "all" else [name for name in wanted.split(",") if name]
+    return methods() if wanted == "all" else [name for name in wanted.split(",") if name]
 
 
 def _verified(method: str) -> bool:

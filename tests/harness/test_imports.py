@@ -13,6 +13,7 @@ TORCH_FREE = [
     *(
         "harness.cli",
         "harness.resolve",
+        "harness.external",
         "harness.identity",
         "harness.compat",
         "harness.plan",

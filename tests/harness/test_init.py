@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from harness import needs
 from harness.models import take_backbone
 from methods.roles import head_names
-from methods.spec import UserError
+from methods.spec import Traits, UserError
 from tasks.spec import ClassificationConfig
 from tests.trees import Tree
 
@@ -24,7 +24,7 @@ def task(**changes):
 
 
 def resolved(task):
-    return SimpleNamespace(cell=SimpleNamespace(task=task, method="lora", method_config=object()))
+    return SimpleNamespace(cell=SimpleNamespace(task=task, method="lora", method_config=object()), traits=Traits())
 
 
 def test_the_needed_cell_is_the_same_method_on_the_other_task():
