@@ -34,6 +34,8 @@ class PeftMethod(Method):
         wrapped = wrap(model, self.peft_config(model))
         for name in head_names(wrapped):
             wrapped.get_parameter(name).requires_grad_(True)
+        for layer in adapted(wrapped).values():
+            layer.register_forward_hook(autocast_type)
         return wrapped
 
     def finalize(self, model: nn.Module, ctx: Context) -> nn.Module:
@@ -41,6 +43,12 @@ class PeftMethod(Method):
         for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
             merge_float32(layer)
         return model.unload().requires_grad_(True)
+
+
+def autocast_type(layer: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+    """Forward hook: autocast's type, as of a stock map; some tuners give their input's, and DeBERTa's mask does not fit then."""
+    kind = y.device.type
+    return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
 
 
 def target_modules(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:

@@ -27,9 +27,11 @@ class Level:
     """Of the numbers given."""
     factor: int = 0
     """Largest number to multiply by."""
+    digits: int = 2
+    """Numbers in solutions are filled up with zeros to so many."""
 
 
-LEVELS = {1: Level(2, "+-", 20), 2: Level(3, "+-", 50), 3: Level(4, "+-*", 99, factor=9)}
+LEVELS = {1: Level(2, "+-", 20), 2: Level(3, "+-", 50), 3: Level(4, "+-*", 99, factor=9, digits=3)}
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Step:
         """What it comes to."""
         return {"+": self.left + self.right, "-": self.left - self.right, "*": self.left * self.right}[self.sign]
 
-    def __str__(self) -> str:
-        return f"{self.left}{self.sign}{self.right}={self.result}"
+    def text(self, digits: int) -> str:
+        """As a line of a solution, in numbers of at least `digits` digits, so that their places stand under each other."""
+        left, right, result = (f"{number:0{digits}d}" for number in (self.left, self.right, self.result))
+        return f"{left}{self.sign}{right}={result}"
 
 
 @cache
@@ -63,9 +67,11 @@ def rows(difficulty: int, split: str, seed: int) -> Iterator[dict[str, str]]:
     """
     draws = Draws(f"arithmetic-{difficulty}", split, seed)
     while True:
-        steps = _steps(draws, LEVELS[difficulty], split != "train")
+        level = LEVELS[difficulty]
+        steps = _steps(draws, level, split != "train")
         if steps is not None:
-            yield {"question": _question(draws, steps), "answer": "\n".join([*map(str, steps), f"#### {steps[-1].result}"])}
+            lines = [step.text(level.digits) for step in steps]
+            yield {"question": _question(draws, steps), "answer": "\n".join([*lines, f"#### {steps[-1].result}"])}
 
 
 def _steps(draws: Draws, level: Level, test: bool) -> list[Step] | None:

@@ -1,12 +1,14 @@
 """Which (method, tiny model) pairs run, and one shared trial per pair.
 
 A method whose sources differ from `verified/<method>.json` meets every tiny model that it claims; `PAREBENCH_CONTRACT=all` (`make
-contract-all`) or `PAREBENCH_CONTRACT=lora,dora` writes these files when green. A verified method meets one tiny model, another one for
-every method, so that a change of the harness meets most models; a few methods, one of each kind, meet an encoder and a decoder.
+contract-all`) or `PAREBENCH_CONTRACT=lora,dora` writes these files for the methods that are green. A verified method meets one tiny
+model, another one for every method, so that a change of the harness meets most models; a few methods, one of each kind, meet an
+encoder and a decoder.
 """
 
 import json
 import os
+import re
 import zlib
 from dataclasses import replace
 from functools import cache
@@ -24,6 +26,9 @@ from tests.contract.toy import write_toy_data
 from tests.contract.trial import Trial
 
 VERIFIED = Path(__file__).with_name("verified")
+FAILED: set[str] = set()
+"""Methods of which a test failed in this run."""
+EVERYBODY = "*"
 CONF = Path(__file__).resolve().parents[2] / "conf"
 KINDS = ("full_ft", "lora", "houlsby_adapter", "magnitude", "none")
 """Methods that always meet `REPRESENTATIVES`: everything trains, adapters that fold, adapters that do not, pruning, nothing."""
@@ -112,8 +117,16 @@ def _partial(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput") or bool(chosen)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note whose test failed (with xdist, in the process that gathers); one that is nobody's is everybody's."""
+    if report.failed:
+        named = re.search(r"\[(\w+)-", report.nodeid)
+        FAILED.add(named[1] if named and named[1] in files() else EVERYBODY)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """After a green full product of the methods that were asked for, note the sources that it covered."""
-    if exitstatus == 0 and not _partial(session.config):
-        for method in asked():
+    """After the full product of the methods that were asked for, note the sources that it covered, for those that were green."""
+    whole = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not _partial(session.config)
+    if whole and EVERYBODY not in FAILED:
+        for method in set(asked()) - FAILED:
             (VERIFIED / f"{method}.json").write_text(json.dumps(sources(method), indent=1) + "\n")

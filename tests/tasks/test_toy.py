@@ -30,7 +30,7 @@ def steps(row):
 
 FIRST = {
     "toy/sentiment": {"sentence": "his speech was mostly honest .", "label": 1},
-    "toy/arithmetic-1": {"question": "Ben has 3, buys 1, loses 0. Now?", "answer": "3+1=4\n4-0=4\n#### 4"},
+    "toy/arithmetic-1": {"question": "Ben has 3, buys 1, loses 0. Now?", "answer": "03+01=04\n04-00=04\n#### 4"},
 }
 
 
