@@ -4,10 +4,10 @@ import copy
 import warnings
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from methods.adapters.peft_base import ADAPTER
+from methods.adapters.peft_base import ADAPTER, wrap
 from methods.base import Method
 from methods.roles import head_names, weight_is_transposed
 from tests.methods.fakes import FakeContext, batches, build, changed, logits, snapshot, trainable
@@ -137,7 +137,7 @@ def in_peft(stock: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], alpha: 
     alphas = {name: alpha or rank for name, rank in ranks.items()}
     transposed = weight_is_transposed(stock.get_submodule(next(iter(ranks))))
     config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=alphas, fan_in_fan_out=transposed)
-    model = get_peft_model(stock, config)
+    model = wrap(stock, config)
     with torch.no_grad():
         for name, (up, down) in factors.items():
             layer = model.base_model.model.get_submodule(name)
