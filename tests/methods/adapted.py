@@ -1,10 +1,13 @@
 """Checks that every adapter owes, whichever technique it is; the tests of single techniques call them."""
 
+import copy
 import warnings
 
 import torch
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
+from methods.adapters.peft_base import ADAPTER, wrap
 from methods.base import Method
 from methods.roles import head_names, weight_is_transposed
 from tests.methods.fakes import FakeContext, batches, build, changed, logits, snapshot, trainable
@@ -113,3 +116,31 @@ def check_lora_export(method: Method, name: str, rank: int) -> None:
         assert torch.allclose(before + b @ a, weight_of(module), atol=1e-6)
     touched = changed(final, loaded)
     assert touched - heads == {f"{key}.weight" for key in factors}
+
+
+def check_merge_is_pefts(method: Method, name: str, size: float = 0.2) -> None:
+    """`finalize` of a shaken adapter gives every weight of PEFT's own `merge_and_unload`."""
+    model, ctx = prepared(method, build(name))
+    shake(model, size)
+    reference = copy.deepcopy(model).merge_and_unload()
+    final = ctx.method.finalize(model, ctx)
+    moved = changed(reference, snapshot(build(name)))
+    assert moved - head_names(reference)
+    for (key, p), (other, q) in zip(final.named_parameters(), reference.named_parameters(), strict=True):
+        assert key == other and torch.allclose(p, q, atol=1e-6), key
+
+
+def in_peft(stock: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], alpha: float | None = None) -> PeftModel:
+    """A stock model under PEFT's LoRA with these (B, A), each of its own rank; scaled by 1 unless `alpha` is given."""
+    factors = {name: pair for name, pair in factors.items() if len(pair[1])}
+    ranks = {name: len(down) for name, (_, down) in factors.items()}
+    alphas = {name: alpha or rank for name, rank in ranks.items()}
+    transposed = weight_is_transposed(stock.get_submodule(next(iter(ranks))))
+    config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=alphas, fan_in_fan_out=transposed)
+    model = wrap(stock, config)
+    with torch.no_grad():
+        for name, (up, down) in factors.items():
+            layer = model.base_model.model.get_submodule(name)
+            layer.lora_A[ADAPTER].weight.copy_(down)
+            layer.lora_B[ADAPTER].weight.copy_(up)
+    return model

@@ -15,6 +15,7 @@ from tests.methods.adapted import (
     check_half_precision,
     check_lora_export,
     check_merge,
+    check_merge_is_pefts,
     check_start_and_training,
     count_on,
     prepared,
@@ -43,6 +44,11 @@ def test_start_and_training(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_merge(name: str) -> None:
     check_merge(adalora(), name, size=0.3)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_merge_is_pefts_own(name: str) -> None:
+    check_merge_is_pefts(adalora(), name)
 
 
 def test_half_precision() -> None:

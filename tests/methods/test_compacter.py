@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoKrConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import gelu
 from transformers import T5Config, T5ForConditionalGeneration
@@ -126,6 +127,34 @@ def test_with_one_block_it_is_a_plain_low_rank_bottleneck_times_a_scalar() -> No
     u, s, vh = torch.linalg.svd(wanted, full_matrices=False)
     phi.left.data, phi.right.data = (u * s)[None], vh[None]
     assert torch.allclose(phi(x), 0.5 * x @ wanted, atol=1e-5)
+
+
+def test_n_blocks_are_the_sum_of_n_lokr_adapters_of_peft() -> None:
+    """PEFT's LoKr adds kron(w1, a b) to a weight (out, in): n of them with w1 = K_i^T, a = t_i^T, b = s_i^T add H^T."""
+    n, inputs, outputs = 4, 24, 8
+    torch.manual_seed(0)
+    phi = Phm(inputs, outputs, 1, nn.Parameter(torch.randn(n, n, n)), torch.Generator().manual_seed(0), torch.device("cpu"))
+    stock = nn.Sequential(nn.Linear(inputs, outputs))
+    stock[0].weight.data.zero_()
+    phi.bias.data.copy_(stock[0].bias)
+    config = LoKrConfig(r=1, alpha=1, decompose_factor=n, target_modules=["0"])
+    peft = get_peft_model(stock, config, "0")
+    for i in range(1, n):
+        peft.add_adapter(str(i), config)
+    peft.base_model.set_adapter([str(i) for i in range(n)])
+    layer = peft.base_model.model[0]
+    with torch.no_grad():
+        for i in range(n):
+            layer.lokr_w1[str(i)].copy_(phi.rule[i].T)
+            layer.lokr_w2_a[str(i)].copy_(phi.right[i].T)
+            layer.lokr_w2_b[str(i)].copy_(phi.left[i].T)
+    x, dy = torch.randn(5, inputs), torch.randn(5, outputs)
+    assert torch.allclose(phi(x), peft(x), atol=1e-5)
+    (phi(x) * dy).sum().backward(), (peft(x) * dy).sum().backward()
+    for i in range(n):
+        assert torch.allclose(phi.rule.grad[i], layer.lokr_w1[str(i)].grad.T, atol=1e-4)
+        assert torch.allclose(phi.left.grad[i], layer.lokr_w2_b[str(i)].grad.T, atol=1e-4)
+        assert torch.allclose(phi.right.grad[i], layer.lokr_w2_a[str(i)].grad.T, atol=1e-4)
 
 
 def test_fast_weights_start_as_torchs_xavier_of_each_slice() -> None:

@@ -125,6 +125,15 @@ def test_switching_the_adapter_off_restores_the_base_logits_bit_for_bit(name: st
     assert torch.equal(logits(model), logits(build(name)))
 
 
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_taking_the_adapters_out_restores_the_base_logits_bit_for_bit(name: str) -> None:
+    model, ctx = prepared(name)
+    spread(model)
+    assert not torch.allclose(logits(model), logits(build(name)), atol=1e-3)
+    stock, _ = ctx.method.detach(model)
+    assert torch.equal(logits(stock), logits(build(name)))
+
+
 def test_adapters_norms_and_head_move_and_nothing_else() -> None:
     model, ctx = prepared()
     before = snapshot(model)

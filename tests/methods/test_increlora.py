@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import AdaLoraConfig
+from peft.tuners.adalora.layer import SVDLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -100,6 +102,32 @@ def test_the_score_is_that_of_a_retained_gradient() -> None:
             expected = (w * w.grad).abs().sum() / math.sqrt(w.numel())
             assert expected > 0, key
             assert scores[name].item() == pytest.approx(expected.item(), rel=1e-3), key
+
+
+@pytest.mark.parametrize("growths", [0, 2])
+def test_it_computes_as_pefts_adalora_of_the_same_rank(growths: int) -> None:
+    """AdaLoRA has the same triplets under the same scale alpha / (k + 1e-5); output and gradients of all three."""
+    rank = 2 + 3 * growths
+    own = IncreLinear(nn.Linear(10, 7), 2, 3, 16.0, False, 0.0, lambda index: generator(str(index)))
+    own.resize(growths)
+    draws = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(4, 10, generator=draws), torch.randn(4, 7, generator=draws)
+    peft = SVDLinear(nn.Linear(10, 7), "default", AdaLoraConfig(total_step=1), r=rank, lora_alpha=16)
+    with torch.no_grad():
+        for e in own.e:
+            e.copy_(torch.randn(e.shape, generator=draws))
+        peft.base_layer.load_state_dict(own.base_layer.state_dict())
+        peft.lora_A["default"].copy_(torch.cat(list(own.a)))
+        peft.lora_B["default"].copy_(torch.cat(list(own.b), dim=1))
+        peft.lora_E["default"].copy_(torch.cat(list(own.e))[:, None])
+    assert torch.allclose(own(x), peft(x), atol=1e-6) and not torch.allclose(own(x), own.base_layer(x), atol=1e-3)
+    (own(x) * dy).sum().backward(), (peft(x) * dy).sum().backward()
+    for ours, theirs in (
+        (torch.cat([a.grad for a in own.a]), peft.lora_A["default"].grad),
+        (torch.cat([b.grad for b in own.b], dim=1), peft.lora_B["default"].grad),
+        (torch.cat([e.grad for e in own.e]), peft.lora_E["default"].grad.flatten()),
+    ):
+        assert ours.any() and torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_importance_and_uncertainty_are_moving_averages(monkeypatch: pytest.MonkeyPatch) -> None:

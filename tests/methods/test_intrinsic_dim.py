@@ -5,7 +5,7 @@ import zlib
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from transformers import BertConfig, BertForSequenceClassification
 
 from analysis.d90 import smallest
 from methods.maths.fastfood import Fastfood
@@ -147,19 +147,36 @@ def test_the_gradient_of_v_is_that_of_theta_projected() -> None:
     assert torch.allclose(model.subspace.v.grad, expected, rtol=1e-6)
 
 
+def smallest_bert() -> nn.Module:
+    """A classifier of a few hundred parameters."""
+    sizes = {"vocab_size": 10, "hidden_size": 4, "intermediate_size": 4, "max_position_embeddings": 8, "hidden_act": "tanh"}
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(num_hidden_layers=1, num_attention_heads=1, initializer_range=0.5, **sizes)).eval()
+
+
 def test_an_orthogonal_p_of_full_size_takes_the_full_gradient_step() -> None:
-    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    size = sum(p.numel() for p in net.parameters())
-    p = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-    x = torch.randn(3, 5, dtype=torch.float64)
-    v = torch.zeros(size, dtype=torch.float64, requires_grad=True)
-    pieces = p.split([q.numel() for q in net.parameters()])
-    here = {n: q + (part @ v).view_as(q) for (n, q), part in zip(net.named_parameters(), pieces, strict=True)}
-    functional_call(net, here, (x,)).square().sum().backward()
-    stepped = {n: q + (part @ (-0.1 * v.grad)).view_as(q) for (n, q), part in zip(net.named_parameters(), pieces, strict=True)}
-    net.zero_grad()
-    net(x).square().sum().backward()
-    assert all(torch.allclose(stepped[n], q - 0.1 * q.grad, atol=1e-12) for n, q in net.named_parameters())
+    """d = D: theta0 + P (-0.1 dL/dv) is theta0 - 0.1 dL/dtheta, with dL/dtheta from full fine-tuning."""
+    stock, batch = smallest_bert(), {"input_ids": torch.arange(8).view(2, 4), "labels": torch.tensor([0, 1])}
+    stock(**batch).loss.backward()
+    size = sum(p.numel() for name, p in stock.named_parameters() if name not in head_names(stock))
+    own = method(projection="dense", d=size)
+    ctx = FakeContext(own, [])
+    model = own.prepare(smallest_bert(), ctx)
+    parts = [m.projection.args[0] for m in model.modules() if hasattr(m, "projection")]
+    orthogonal = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0))).Q
+    for part, rows in zip(parts, orthogonal.split([len(part) for part in parts]), strict=True):
+        part.copy_(rows)
+    model(**batch).loss.backward()
+    with torch.no_grad():
+        model.subspace.v.sub_(0.1 * model.subspace.v.grad)
+    moved = 0.0
+    for name, p in own.finalize(model, ctx).named_parameters():
+        full = stock.get_parameter(name)
+        if name not in head_names(stock):
+            step = torch.zeros_like(full) if full.grad is None else -0.1 * full.grad
+            assert torch.allclose(p, full + step, atol=1e-6), name
+            moved += step.norm().item()
+    assert moved > 1e-2
 
 
 @pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_gemma"])

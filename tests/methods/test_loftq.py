@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from peft.utils.loftq_utils import _low_rank_decomposition
 
 from methods.adapters.peft_base import ADAPTER, adapted
 from methods.maths.normal_float import round_to_normal_float
 from methods.quantize.loftq import LoftQ
 from methods.roles import head_names, role_names
 from methods.spec import UserError
-from tests.methods.adapted import check_half_precision, check_merge, count_on, prepared, weight_of
+from tests.methods.adapted import check_half_precision, check_merge, check_merge_is_pefts, count_on, prepared, weight_of
 from tests.methods.fakes import build, changed, logits, snapshot, trainable
 
 ALL = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -65,6 +66,21 @@ def test_later_iterations_follow_the_algorithm(iterations: int) -> None:
         break
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_it_is_pefts_loop_over_the_blocks_of_bitsandbytes(iterations: int) -> None:
+    """PEFT's `loftq_init` itself moves the weight to an accelerator, so its two steps are called here."""
+    quantised = pytest.importorskip("bitsandbytes", reason="bitsandbytes is no dependency of this project").functional
+    found = parts(loftq(iterations=iterations), "tiny_llama")
+    for key, weight in loaded("tiny_llama").items():
+        rest = weight
+        for _ in range(iterations):
+            codes, state = quantised.quantize_4bit(rest.reshape(-1, 64), blocksize=64, quant_type="nf4")
+            q = quantised.dequantize_4bit(codes, state).view_as(weight)  # on a CPU it errs where rows are shorter than blocks
+            factors = _low_rank_decomposition(weight - q, reduced_rank=4)
+            rest = weight - factors["L"] @ factors["R"]
+        assert torch.allclose(found[key][0], q, atol=1e-5) and torch.allclose(found[key][1], weight - rest, atol=1e-5)
+
+
 def test_full_rank_gives_the_loaded_model() -> None:
     model, _ = prepared(loftq(r=32, targets=["q", "o"]), build("tiny_bert"))
     assert torch.allclose(logits(model), logits(build("tiny_bert")), atol=1e-5)
@@ -94,6 +110,11 @@ def test_only_adapters_and_head_train(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2", "tiny_mixtral"])
 def test_merge(name: str) -> None:
     check_merge(loftq(), name)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_merge_is_pefts_own(name: str) -> None:
+    check_merge_is_pefts(loftq(), name)
 
 
 def test_half_precision() -> None:

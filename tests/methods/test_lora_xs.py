@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import TinyLoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from methods.adapters.own_base import wrapped
@@ -104,6 +105,35 @@ def test_gradient_of_the_core_is_the_projected_gradient_of_the_weight(name: str)
     for key, layer in layers.items():
         expected = 6.0 / 4 * layer.B.T @ dense[key] @ layer.A.T
         assert torch.allclose(layer.R.grad, expected, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_it_is_pefts_tinylora_on_all_unit_matrices(name: str) -> None:
+    """TinyLoRA: U S^1/2 (sum_i v_i P_i) S^1/2 V^T. With P the r^2 unit matrices it is LoRA-XS, v = s S^-1/2 R S^1/2 up to paired signs."""
+    model, _ = prepared(build(name))
+    shake(model)
+    layers = wrapped(model)
+    for layer in layers.values():
+        layer.R.data.mul_(10)  # singular values of tiny models are small
+    stock = build(name)
+    peft = get_peft_model(stock, TinyLoraConfig(r=4, u=16, target_modules=list(layers), fan_in_fan_out=name == "tiny_gpt2")).eval()
+    turns = {}
+    for key, layer in layers.items():
+        other = peft.base_model.model.get_submodule(key)
+        root = layer.A.norm(dim=1).sqrt()
+        signs = (layer.B * other.tinylora_B["default"]).sum(0).sign()
+        turns[key] = 1.5 * (signs / root)[:, None] * (root * signs)[None]
+        other.tinylora_P["default"] = torch.eye(16).view(16, 4, 4)
+        other.tinylora_v["default"][other._tinylora_v_key["default"]].data = (turns[key] * layer.R).flatten().detach()
+    expected = logits(model)
+    assert (expected - logits(build(name))).abs().max() > 1e-3
+    assert torch.allclose(logits(peft), expected, atol=1e-5)
+    (1e3 * model(**batches(1)[0]).loss).backward()
+    (1e3 * peft(**batches(1)[0]).loss).backward()
+    for key, layer in layers.items():
+        other = peft.base_model.model.get_submodule(key)
+        slope = turns[key] * other.tinylora_v["default"][other._tinylora_v_key["default"]].grad.view(4, 4)
+        assert torch.allclose(layer.R.grad, slope, atol=1e-3 * slope.abs().max().item())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

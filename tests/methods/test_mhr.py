@@ -19,6 +19,7 @@ from tests.methods.adapted import (
     check_merge,
     check_start_and_training,
     count_on,
+    in_peft,
     prepared,
     shake,
     weight_of,
@@ -181,6 +182,18 @@ def test_mu_averages_the_factors_into_one_lora(name: str) -> None:
     assert factors.keys() == weights.keys() and all(b.shape[1] == 2 for b, _ in factors.values())
     expected = logits(mean)
     assert torch.allclose(logits(method.finalize(mean, ctx)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_mu_is_pefts_lora_of_alpha_one(name: str) -> None:
+    """The trained factors as they are, with lora_alpha = 1 in PEFT: the scale 1 / r is there."""
+    model, _ = prepared(mhr(stage="mu"), build(name))
+    shake(model, 0.5)
+    mean = averaged(model)
+    expected = logits(mean)
+    trained = {key: (layer.lora_b, layer.lora_a) for key, layer in wrapped(mean).items()}
+    assert torch.allclose(logits(in_peft(build(name), trained, alpha=1)), expected, atol=1e-6)
+    assert not torch.allclose(logits(build(name)), expected, atol=1e-4)
 
 
 def test_mu_trains_that_lora() -> None:

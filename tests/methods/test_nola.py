@@ -143,9 +143,9 @@ def test_keys_and_coefficients_are_all_there_is() -> None:
 
 
 def test_every_target_draws_under_its_own_name() -> None:
-    """The fake context seeds by a name's length, which `query` and `key` do not share; A0, A and B have keys of their own."""
+    """A0, A and B of every target have keys of their own."""
     model, _ = prepared(nola(targets=["q", "k"]), build("tiny_bert"))
-    assert len({tuple(key.tolist()) for layer in layers(model) for key in layer.keys}) == 2 * 3
+    assert len(layers(model)) == 4 and len({tuple(key.tolist()) for layer in layers(model) for key in layer.keys}) == 4 * 3
 
 
 def test_half_precision_base_keeps_float32_coefficients() -> None:

@@ -14,7 +14,7 @@ from methods.adapters.lora import Lora
 from methods.base import Method
 from methods.roles import head_names
 from methods.spec import UserError
-from tests.methods.adapted import check_lora_export
+from tests.methods.adapted import check_lora_export, check_merge_is_pefts
 from tests.methods.fakes import FakeContext, batches, build, changed, inputs, logits, snapshot, trainable
 
 SEVEN = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -122,6 +122,12 @@ def test_merge_gives_the_same_logits_in_a_stock_model(method: str, name: str) ->
     assert (logits(final) - expected).abs().max() <= min(1e-5, 0.01 * effect)
     assert all(p.requires_grad for p in final.parameters())
     assert not hasattr(final, "peft_config")
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2", "tiny_llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_merge_is_pefts_own(method: str, name: str) -> None:
+    check_merge_is_pefts(METHODS[method](), name)
 
 
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])

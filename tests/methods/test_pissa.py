@@ -13,12 +13,15 @@ from tests.methods.adapted import (
     check_half_precision,
     check_lora_export,
     check_merge,
+    check_merge_is_pefts,
     check_start_and_training,
     count_on,
+    in_peft,
     prepared,
+    shake,
     weight_of,
 )  # fmt: skip
-from tests.methods.fakes import build
+from tests.methods.fakes import build, logits
 
 SEVEN = ["q", "k", "v", "o", "gate", "up", "down"]
 
@@ -42,8 +45,24 @@ def test_merge(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_merge_is_pefts_own(name: str) -> None:
+    check_merge_is_pefts(pissa(), name)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
 def test_the_converted_lora_of_the_loaded_weight_has_rank_two_r(name: str) -> None:
     check_lora_export(pissa(), name, rank=8)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_the_converted_lora_gives_the_logits_in_peft_on_the_loaded_model(name: str) -> None:
+    model, ctx = prepared(pissa(), build(name))
+    shake(model)
+    factors = ctx.method.lora(model)
+    assert {len(down) for _, down in factors.values()} == {8}
+    expected = logits(model)
+    assert torch.allclose(logits(in_peft(build(name), factors)), expected, atol=1e-5)
+    assert not torch.allclose(logits(build(name)), expected, atol=1e-4)
 
 
 def test_half_precision() -> None:

@@ -13,6 +13,7 @@ from methods.adapters.sora import Sora, SoraLinear, gates, schedule
 from methods.maths.prox import hard_soft_threshold, soft_threshold
 from methods.roles import head_names
 from methods.spec import UserError
+from tests.methods.adapted import in_peft
 from tests.methods.fakes import FakeContext, batches, build, changed, logits, snapshot, trainable
 
 SIX = ["q", "k", "v", "o", "up", "down"]
@@ -190,6 +191,20 @@ def test_the_pruned_lora_is_the_gated_model(name: str) -> None:
     for key, (up, down) in factors.items():
         delta = (final.get_submodule(key).weight - bases[key]).detach()
         assert torch.allclose(delta, (up @ down).mT if name == "tiny_gpt2" else up @ down, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2"])
+def test_the_pruned_lora_in_peft_gives_the_logits_of_the_gated_model(name: str) -> None:
+    """Every map has its own rank there, the number of its open gates."""
+    model, ctx = prepared(sora(), build(name))
+    shake(model)
+    expected, factors = logits(model), ctx.method.lora(model)
+    pruned = in_peft(build(name), factors)
+    assert {len(down) for _, down in factors.values()} == {2, 3}
+    assert torch.allclose(logits(pruned), expected, atol=1e-6)
+    kept = sum(p.numel() for key, p in pruned.named_parameters() if "lora_" in key)
+    open_gates = {name: layer.g.count_nonzero().item() for name, layer in wrapped(model).items()}
+    assert kept == sum(open_gates[name] * (layer.in_features + layer.out_features) for name, layer in wrapped(model).items())
 
 
 def test_only_adapters_and_head_train_and_norms_on_demand() -> None:

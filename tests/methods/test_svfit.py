@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import OSFConfig, get_peft_model
 from torch import Tensor, nn
 
 from methods.adapters.own_base import wrapped
@@ -95,6 +96,28 @@ def test_it_is_a_shift_of_the_singular_values() -> None:
     layer(x).square().sum().backward()
     y.square().sum().backward()
     assert torch.allclose(layer.z.grad, shift.grad, atol=1e-3)
+
+
+def test_its_values_are_those_of_pefts_osf() -> None:
+    """OSF freezes the first triplets and trains the others: with one frozen, outputs and gradients agree in the values after the first."""
+    model, _ = prepared(build("tiny_llama"), r=99)
+    shake(model)
+    layers = wrapped(model)
+    peft = get_peft_model(build("tiny_llama"), OSFConfig(effective_rank=1, target_modules=list(layers))).eval()
+    values = {key: peft.base_model.model.get_submodule(key).osf_svd_params["default"]["S_low"] for key in layers}
+    with torch.no_grad():
+        for key, layer in layers.items():
+            assert torch.allclose(values[key], layer.sigma[1:], atol=1e-6)
+            layer.z[0] = layer.sigma[0]
+            values[key].copy_(layer.z[1:])
+    expected = logits(model)
+    assert (expected - logits(build("tiny_llama"))).abs().max() > 1e-3
+    assert torch.allclose(logits(peft), expected, atol=1e-5)
+    (1e3 * model(**batches(1)[0]).loss).backward()
+    (1e3 * peft(**batches(1)[0]).loss).backward()
+    for key, layer in layers.items():
+        slope = values[key].grad
+        assert slope.any() and torch.allclose(layer.z.grad[1:], slope, atol=1e-3 * slope.abs().max().item())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
