@@ -1,6 +1,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 DATA ?= ../shared/data
+REFERENCE = first_table first_lm commonsense_sft toy_arithmetic toy_tasks
 BIN := $(VENV)/bin
 
 .PHONY: install quickstart test test-cluster test-ray contract-all accept bench lint clean
@@ -36,11 +37,10 @@ contract-all: install
 	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 tests/contract
 
 accept: install
-	$(BIN)/parebench -m +sweeps=first_table data_dir=$(DATA) hydra.launcher.workers=2
-	$(BIN)/parebench -m +sweeps=first_lm data_dir=$(DATA) hydra.launcher.workers=2
-	rm -rf sweeps/results/first_table sweeps/results/first_lm
-	$(BIN)/parebench-report export-records first_table --out sweeps/results/first_table
-	$(BIN)/parebench-report export-records first_lm --out sweeps/results/first_lm
+	for sweep in $(REFERENCE); do \
+	  $(BIN)/parebench -m +sweeps=$$sweep data_dir=$(DATA) hydra.launcher.workers=2 run.eval_batch=8 && rm -rf sweeps/results/$$sweep && \
+	  $(BIN)/parebench-report export-records $$sweep --out sweeps/results/$$sweep || exit 1; \
+	done
 	$(BIN)/python -m pytest -m accept
 
 # ratios and limits of speed; on a machine that does nothing else

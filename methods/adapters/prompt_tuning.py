@@ -50,6 +50,12 @@ class PromptTuning(Method):
         """The prompt in a group of its own, without weight decay."""
         return split_groups(model, parameter_groups(model, settings), "soft_prompt", weight_decay=0.0)
 
+    @torch.no_grad()
+    def finalize(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """The prompt rounded to the dtype of the embeddings that it stands beside; all parameters require gradients again."""
+        model.soft_prompt.data = model.soft_prompt.to(model.get_input_embeddings().weight.dtype)
+        return model.requires_grad_(True)
+
     def detach(self, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
         """The stock model and `soft_prompt` (p, d)."""
         return model.released(), {"soft_prompt": model.soft_prompt.detach()}

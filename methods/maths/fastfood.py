@@ -67,7 +67,8 @@ class Fastfood:
 
 @cache
 def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    h = torch.ones(1, 1, dtype=dtype, device=device)
-    while len(h) < size:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    return h
+    with torch.inference_mode(False):  # kept for later passes, which may need gradients
+        h = torch.ones(1, 1, dtype=dtype, device=device)
+        while len(h) < size:
+            h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+        return h

@@ -105,7 +105,9 @@ def _random(out: int, inputs: int, r: int, generator: torch.Generator, device: t
 
 
 def _slices(weight: Tensor, r: int) -> Factors:
-    return weight[:r].clone(), weight[:r, :r].clone(), weight[:, :r].clone()
+    """Row by row in memory, as a resume finds them: a Conv1D's weight lies the other way, and products would differ in the last digit."""
+    a, core, b = (part.clone(memory_format=torch.contiguous_format) for part in (weight[:r], weight[:r, :r], weight[:, :r]))
+    return a, core, b
 
 
 def _pseudoinverse(core: Tensor, name: str, ctx: Context) -> Tensor:

@@ -73,3 +73,24 @@ def test_zero_shot_accuracy_falls_with_an_interval_below_zero() -> None:
         found = compare(pruned, dense, None)
         assert found.high < 0
         assert found.examples == 300
+
+
+def test_after_fine_tuning_the_answers_are_answers_on_all_eight_tasks() -> None:
+    frame = main_rows("commonsense_sft")
+    generated = frame[frame["protocol"].str.contains("@generate") & (frame["method"] == "lora")]
+    assert len(generated) == 8
+    assert (generated["metric.invalid"] < 0.05).all()
+
+
+def test_arithmetic_on_unseen_pairs_is_learnt_from_scratch() -> None:
+    frame = main_rows("toy_arithmetic")
+    (easiest,) = frame[frame["protocol"].str.startswith("toy/arithmetic-1@")].itertuples()
+    assert easiest.value >= 0.9
+    assert easiest.total <= 3_000_000
+    assert len(frame) == 3
+
+
+def test_the_generated_tasks_are_learnt() -> None:
+    values = main_rows("toy_tasks").set_index("task")["value"]
+    assert all(values[f"toy/{task}"] > 0.9 for task in ("sentiment", "entailment", "similarity", "choice"))
+    assert values["toy/corpus"] < 2

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.linalg import hadamard
 
+from methods.maths import fastfood
 from methods.maths.fastfood import Fastfood, power_of_two, walsh_hadamard
 
 
@@ -70,3 +71,12 @@ def test_draws_are_seeded_and_cost_nothing_on_meta() -> None:
     v = torch.randn(9)
     assert torch.equal(draw(50, 9)(v), draw(50, 9)(v)) and not torch.equal(draw(50, 9)(v), draw(50, 9, seed=1)(v))
     assert Fastfood.draw(50, 9, torch.Generator(), "meta").gauss.is_meta
+
+
+def test_a_pass_without_gradients_does_not_spoil_later_ones() -> None:
+    fastfood._hadamard.cache_clear()
+    with torch.inference_mode():
+        walsh_hadamard(torch.ones(8))
+    x = torch.randn(8, requires_grad=True)
+    (walsh_hadamard(x * x) * torch.arange(8.0)).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()

@@ -130,7 +130,7 @@ def test_rows_that_leave_no_room_lose_their_last_tokens(name: str) -> None:
     whole, cut = logits(model, {"input_ids": ids}), logits(model, {"input_ids": ids[:, : 128 - P]})
     assert torch.equal(whole, cut)
     lm, _ = prepared(tuning(), build("tiny_gpt2", classify=False))
-    with pytest.raises(UserError, match="128 tokens leave no room for the prompt; give rows of at most 123 or"):
+    with pytest.raises(UserError, match=r"128 tokens leave no room for the prompt; give rows of at most 123 tokens, or"):
         lm(input_ids=ids)
 
 
