@@ -156,10 +156,12 @@ def test_minus_the_identity_takes_out_the_part_of_rank_r() -> None:
     """R = I with s = -1 leaves the singular values beyond the first r."""
     model, _ = prepared(build("tiny_bert"))
     for layer in wrapped(model).values():
-        singular = torch.linalg.svdvals(weight_and_bias(layer.base_layer)[0])
+        weight = weight_and_bias(layer.base_layer)[0]
+        u, singular, vt = torch.linalg.svd(weight, full_matrices=False)
         layer.scale = -1.0
         with torch.no_grad():
             layer.R.copy_(torch.eye(4))
+        assert torch.allclose(layer.folded()[0], u[:, 4:] * singular[4:] @ vt[4:], atol=1e-6)
         left = torch.linalg.svdvals(layer.folded()[0])
         assert torch.allclose(left[:-4], singular[4:], atol=1e-5) and left[-4:].max() < 1e-5
 
