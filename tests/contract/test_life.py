@@ -17,7 +17,7 @@ from harness.checkpoint import trained_tensors
 from harness.export import probe_logits
 from harness.registry import method_class
 from harness.seeding import seed_everything
-from tests.contract.trial import STEPS, Trial, buffers, content, prepared, snapshot, stable, tensors_of
+from tests.contract.trial import STEPS, Trial, buffers, content, nudged_logits, prepared, snapshot, stable, tensors_of
 
 SCALE = 1e-5
 
@@ -115,7 +115,12 @@ def test_another_seed_changes_what_the_traits_say(trial: Trial) -> None:
     mine = {n: t for n, t in (snapshot(model) | buffers(model)).items() if n not in names}
     first = {n: t for n, t in (trial.observed.prepared | trial.observed.buffers).items() if n not in names}
     draws = {"init", "mask"} & set(trial.traits.randomness)
-    assert (content(mine) != content(first)) == bool(draws)
+    changed = content(mine) != content(first)
+    if draws and not changed:
+        head = {n: t for n, t in trial.observed.prepared.items() if n in names}
+        one, other = (nudged_logits(trial.container(f"seed-{seed}", f"seed={seed}"), head) for seed in (0, 1))
+        changed = close(one, other) > SCALE
+    assert changed == bool(draws)
     assert bool(heads) == trial.traits.trains
 
 

@@ -127,6 +127,20 @@ def prepared(container: dict[str, Any], drawn: int = 0) -> dict[str, Tensor]:
     return snapshot(model) | buffers(model)
 
 
+@torch.no_grad()
+def nudged_logits(container: dict[str, Any], head: dict[str, Tensor]) -> Tensor:
+    """Logits after `prepare` with this head and 0.1 added to whatever else trains: they show draws that no tensor of the model holds."""
+    bench = spine.set_up(container)
+    seed_everything(bench.cell.seed, "prepare")
+    model = bench.method.prepare(bench.model, bench.ctx)
+    for name, p in model.named_parameters():
+        if name in head:
+            p.copy_(head[name])
+        elif p.requires_grad:
+            p.add_(0.1)
+    return probe_logits(model)
+
+
 def observe(container: dict[str, Any]) -> Observed:
     """One life, looked at from stage to stage."""
     bench = spine.set_up(container)
