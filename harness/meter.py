@@ -40,7 +40,7 @@ def _turn_over(device: torch.device) -> bool:
         if meter.device == device:
             meter.peak_device = max(meter.peak_device, allocated)
         if meter.exact:
-            meter.peak_rss = max(meter.peak_rss, rss)
+            meter._given = max(meter._given, rss)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     return _reset_high_water_mark()
@@ -58,13 +58,18 @@ class PeakMeter:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.init()  # its peaks cannot be reset before
-        self.peak_rss = 0
         self.peak_device = 0
+        self._sampled = self._given = 0  # apart, since the watcher writes one and the block's thread the other
         self.exact = False
         self._started: float | None = None
         self._ended: float | None = None
         self._process = psutil.Process()
         self._stop = threading.Event()
+
+    @property
+    def peak_rss(self) -> int:
+        """Largest resident memory so far, bytes."""
+        return max(self._sampled, self._given)
 
     @property
     def seconds(self) -> float:
@@ -90,10 +95,10 @@ class PeakMeter:
         _turn_over(self.device)
         _open.remove(self)
         for outer in _open:
-            outer.peak_rss = max(outer.peak_rss, self.peak_rss)
+            outer._given = max(outer._given, self.peak_rss)
 
     def _sample(self) -> None:
-        self.peak_rss = max(self.peak_rss, self._process.memory_info().rss)
+        self._sampled = max(self._sampled, self._process.memory_info().rss)
 
     def _watch(self) -> None:
         while not self._stop.wait(_INTERVAL):

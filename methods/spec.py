@@ -46,7 +46,9 @@ class Traits:
     gradients: bool = True
     """Needs backward passes."""
     randomness: tuple[str, ...] = ()
-    """What the method's own random draws touch: `init`, `data`, `calibration`, `mask`; empty = deterministic."""
+    """What the method's own random draws touch: `init`, `data`, `calibration`, `mask`, `forward`; empty = deterministic.
+
+    `forward`: noise in every pass of training, as dropout's, of which each of several processes has its own."""
     calibration: bool = False
     """Looks at calibration text (`ctx.calibration()`), which the block `calibration` names and the cell id then holds."""
     sparse: bool = False

@@ -56,7 +56,7 @@ class Mhr(PeftMethod):
             one = self.tasks == 1 or self.stage == "mu"
             return replace(traits, folds=one, exports_lora=one)
 
-    traits = Traits(randomness=("init",), exports_lora=True)
+    traits = Traits(randomness=("init", "forward"), exports_lora=True)
 
     def peft_config(self, model: nn.Module) -> PolyConfig:
         """Poly on the targets."""

@@ -160,11 +160,22 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_data(tmp_path_factory.mktemp("toy"))
 
 
+RATE = ["recipe.batch=16", "recipe.lr=1e-3", "recipe.schedule=constant", "recipe.warmup=0"]
+
+
 def container(method: str, store: Path, toy: Path, *more: str) -> dict[str, Any]:
-    """A cell of 3 steps on the tiny BERT, without dropout."""
+    """A cell of 3 steps on the tiny BERT, without dropout; at a constant rate, since many factors have no gradient before others moved."""
     dry = ["method.dropout=0"] if "dropout" in registry.load_spec(method).config.__dataclass_fields__ else []
-    where = [f"data_dir={toy}", f"run.store={store}", "run.device=cpu", "precision=float32", "task=glue/sst2", "model=tiny_bert"]
-    return compose([f"method={method}", *dry, *DRY, *where, "budget.examples=48", "recipe.batch=16", "recipe.lr=1e-3", *more])
+    where = [
+        f"data_dir={toy}",
+        f"run.store={store}",
+        "run.device=cpu",
+        "precision=float32",
+        "task=glue/sst2",
+        "task.selection=last",
+        "model=tiny_bert",
+    ]
+    return compose([f"method={method}", *dry, *DRY, *where, "budget.examples=48", *RATE, *more])
 
 
 def _several() -> list[tuple[str, str]]:
@@ -180,7 +191,8 @@ def test_every_method_proves_the_modes_that_it_declares(method: str, kind: str, 
     assert together("fit", str(tmp_path / "two"), several, log=tmp_path / "log.txt") == 0, (tmp_path / "log.txt").read_text()
     (weights, facts), (expected, single) = result(tmp_path / "two"), result(tmp_path / "one")
     assert facts == single and facts["moved"]
-    assert apart(weights, expected) < 1e-5
+    if "forward" not in registry.load_spec(method).traits.randomness:
+        assert apart(weights, expected) < 1e-5
 
 
 def test_what_is_computed_once_is_computed_by_the_first_and_read_by_all(toy: Path, tmp_path: Path) -> None:
