@@ -50,12 +50,12 @@ def grid(sweep: str) -> tuple[tuple[str, ...], ...]:
 
 
 def covering(cells: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
-    """Few cells in which every value but the seeds occurs, beside every method that it occurs with."""
+    """Few cells in which every value but seeds and learning rates occurs, beside every method that it occurs with."""
     seen: set[tuple[str, str]] = set()
     chosen = []
     for cell in sorted(cells, key=hash_of):  # any order in which neighbours differ in more than one value
         method = next(value for value in cell if value.startswith("method="))
-        pairs = {(method, value) for value in cell if not value.startswith("seed=")}
+        pairs = {(method, value) for value in cell if not value.startswith(("seed=", "recipe.lr="))}
         if pairs - seen:
             seen |= pairs
             chosen.append(cell)
