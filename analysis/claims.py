@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from analysis.formats import DASH
 from analysis.papers import MEMORY, RELATIVE, UNITS, Claim, Count, Measure, Published, calculated, tolerance
 from harness.registry import files as techniques
 from methods.spec import UserError
@@ -24,7 +25,6 @@ DISAGREES = "disagrees"
 UNVERIFIED = "from memory, no verdict"
 NOT_RUN = "not run"
 STYLES = {EXACT: "green", ROUNDED: "green", BOUNDED: "green", EXPLAINED: "yellow", DISAGREES: "bold red"}
-DASH = "–"  # noqa: RUF001
 SLACK = 1e-9
 """Relative error of a sum or quotient in floating point; no rounding is as fine."""
 
