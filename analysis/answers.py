@@ -50,7 +50,7 @@ def answers(frame: pd.DataFrame) -> list[Answers]:
 
 
 def wilson(rate: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval (1927) of a proportion over `n` draws."""
+    """Wilson's interval (1927) of a proportion over `n` draws; scipy's takes whole counts alone, and a mean over seeds is none."""
     z = norm.ppf(0.5 + level / 2)
     middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
