@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.roles import layers, prunable, unwrap
-from methods.spec import UserError
+from methods.spec import Diverged, UserError
 
 
 class Statistic(Protocol):
@@ -44,18 +44,25 @@ def walk(model: nn.Module, ids: Tensor, statistic: Callable[[nn.Module], S], edi
     """Call `edit(name, module, statistic)` for every linear map of the blocks, in layer order.
 
     `ids`: token ids (sequences, length) without padding. `statistic` makes the accumulator of a map. Sequences go through a block one by
-    one; their hidden states lie on the model's device. `UserError` for a model that computes something between its blocks.
+    one; their hidden states lie on the model's device. `UserError` for a model that computes something between its blocks, `Diverged` where
+    hidden states are not finite.
     """
     with _eval(model):
         calls = _calls(model, ids[:1])
         states = [_entrance(model, row[None], calls[0].block) for row in ids]
         for index, call in enumerate(calls):
             maps = _maps(model, call.block)
+            _refuse_nan(states, index)
             statistics = _observed(call, maps, states, statistic)
             for name, module in maps.items():
                 edit(name, module, statistics.pop(name))
             if index < len(calls) - 1:
                 states = [call(x) for x in states]
+
+
+def _refuse_nan(states: list[Tensor], index: int) -> None:
+    if not all(x.isfinite().all() for x in states):
+        raise Diverged(f"the hidden states that enter block {index} are not finite on the calibration text")
 
 
 def _observed(call: _Call, maps: dict[str, nn.Module], states: list[Tensor], statistic: Callable[[nn.Module], S]) -> dict[str, S]:
@@ -84,6 +91,7 @@ def _calls(model: nn.Module, ids: Tensor) -> list[_Call]:
 
     def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states, rest, named = _split(args, kwargs)
+        _refuse_nan([states], len(calls))
         if left and not torch.equal(left.pop(), states):
             kind = unwrap(model).config.model_type
             raise UserError(f"{kind} computes something between its blocks, so it cannot be calibrated block by block; use another model")

@@ -11,7 +11,7 @@ FILLER = ["a", "film", "story", "with", "some", "plot", "and", "music"]
 
 
 def write_toy_data(folder: Path) -> Path:
-    """SST-2-shaped rows (sentence, label, idx) WikiText-shaped text and BoolQ's passages, for calibration, under the folder layout of `tasks/datasets.py`."""
+    """SST-2-shaped rows (sentence, label, idx), WikiText-shaped text and BoolQ's passages under the layout of `tasks/datasets.py`."""
     draws = random.Random(0)
     _parquet(folder / "glue/sst2/train_partial.parquet", _sentences(draws, 160))
     _parquet(folder / "glue/sst2/validation_partial.parquet", _sentences(draws, 48))
