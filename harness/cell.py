@@ -80,7 +80,7 @@ def run_cell(container: dict[str, Any]) -> None:
         with interruptible():
             bench.evaluate(candidate, variant)
     costs.finalized(model)
-    unfolded = None if bench.traits.folds else export.Unfolded(bench.cell.method, method)
+    unfolded = None if bench.traits.folds else export.unfolded(bench.cell.method, method)
     stock = export.export(model, ctx.tokenizer, bench.folder / "model", unfolded)
     if factors:
         peft_export.write(stock, factors, bench.cell.model, bench.folder / peft_export.FOLDER)

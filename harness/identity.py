@@ -49,7 +49,7 @@ def identify(resolved: Resolved) -> Identity:
     data = data_fingerprints(resolved.cell.task, sources) | _calibration_fingerprint(resolved, sources)
     needs = {name: identify(need).cell for name, need in resolved.needs.items()}
     canonical = canonical_half(resolved, weights, data) | external.half(resolved) | ({"dependencies": needs} if needs else {})
-    return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.sources(resolved.cell.method), needs)
+    return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.of_method(canonical["method"]), needs)
 
 
 def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import expressions, recipes, slots
+from harness import chains, expressions, recipes, slots
 from harness.config import (
     CALIBRATION_LENGTH,
     BudgetConfig,
@@ -24,7 +24,7 @@ from harness.config import (
     TrackerConfig,
 )
 from harness.nearmiss import unknown
-from harness.registry import MethodSpec, load_spec
+from harness.registry import CHAIN, MethodSpec, load_spec
 from harness.typed import build, shown
 from methods.spec import Traits, UserError
 from tasks.calibration import overlap
@@ -96,7 +96,11 @@ def resolve(cfg: DictConfig) -> Resolved:
     task = _task(values["task"])
     budget = build(BudgetConfig, values["budget"], "budget")
     names = {"task": task.name, "model": model.name, "budget": budget.name}
-    recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
+    if spec.slug == CHAIN:
+        config, origins = chains.typed(config, lambda *args: _recipe(args[0], args[1], names, {**values["recipe"], **args[2]}, args[3]))
+        recipe = chains.counted(config).recipe
+    else:
+        recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
     _check_run(run, recipe)
     _check_batch(recipe.batch, run.micro_batch, processes(compute, run))
     calibration = _calibration(values.get("calibration") or {}, spec.adjusted(config), model, task)

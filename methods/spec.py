@@ -1,8 +1,9 @@
 """Words that a method's `Config` and `traits` may use. Torch-free, so that configuration stays fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 """Roles of the linear maps that an adapter may target (see `methods/roles.py`)."""
@@ -105,6 +106,26 @@ class Place:
             raise UserError(f"method.revision={self.revision} belongs to method.hub; a folder is known by its content, so leave it out")
         if self.hub and not _is_commit(self.revision or ""):
             raise UserError(f"method.revision={self.revision} is no commit; give the 40 hexadecimal digits of a commit of {self.hub}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One typed step of a chain."""
+
+    method: str
+    """Slug."""
+    config: Any
+    """An instance of the method's own `Config`."""
+    traits: Traits
+    """As they hold under `config`."""
+    recipe: Any
+    """The step's `Recipe`."""
+    make: Callable[[], Any]
+    """The method itself; imports torch."""
+
+    def trains(self) -> bool:
+        """Whether it makes optimizer steps."""
+        return self.traits.trains and self.traits.gradients
 
 
 @dataclass(frozen=True, kw_only=True)
