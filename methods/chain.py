@@ -207,4 +207,3 @@ def put_zeros(model: nn.Module, masks: dict[str, Tensor]) -> None:
     weights = dict(model.named_parameters())
     for name, mask in masks.items():
         weights[name].mul_(mask.to(weights[name].device))
-
