@@ -1,4 +1,4 @@
-"""PST's masked linear map (Li et al. 2022, arXiv 2205.11005, Eq. 4-9): forward pass and the closed forms of its six gradients. Pure.
+"""PST's masked linear map (Li et al. 2022, arXiv 2205.11005): forward pass and the closed forms of its six gradients. Pure.
 
 W_t = W + beta U V; S = |W_t| + alpha1 A B + alpha2 (R 1^T + 1 C^T); M = 0 for the int(s n k) smallest S of a matrix; y = x (M * W_t)^T + b.
 With G = dL/d(M * W_t) and D = G * W_t = dL/dM =: dL/dS:

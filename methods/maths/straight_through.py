@@ -1,6 +1,6 @@
 """Linear maps under a mask that follows from scores, with the straight-through gradient dL/dS := dL/dM. Pure.
 
-y = x (M * W)^T + b; with G = dL/d(M * W) = (dL/dy)^T x: dL/dW = G * M, dL/dS = dL/dM = G * W (Sanh et al. 2020, arXiv 2005.07683, Eq. 4).
+y = x (M * W)^T + b; with G = dL/d(M * W) = (dL/dy)^T x: dL/dW = G * M, dL/dS = dL/dM = G * W (Sanh et al. 2020, arXiv 2005.07683).
 Of all matrices of the weight's size only M, one byte an entry, is kept for the backward pass.
 """
 

@@ -1,7 +1,7 @@
 """Movement pruning (Sanh et al. 2020, arXiv 2005.07683): y = x (M * W)^T + b, M from scores S that train with dL/dS := dL/dM = G * W.
 
-G = dL/d(M * W). Under SGD S = S_0 - lr_S sum_t G W: weights that move away from zero stay (Section 3). Hard (topK): M = 0 for the
-int(s n k) smallest S of each matrix, s(t) cubic. Soft (Section 4): M = 1 where sigmoid(S) > tau, tau(t) cubic from 0, and for at least
+G = dL/d(M * W). Under SGD S = S_0 - lr_S sum_t G W: weights that move away from zero stay. Hard (topK): M = 0 for the
+int(s n k) smallest S of each matrix, s(t) cubic. Soft: M = 1 where sigmoid(S) > tau, tau(t) cubic from 0, and for at least
 int(0.005 n k) + 1 entries a matrix; the loss gets + lambda(t) mean over matrices of mean sigmoid(S), lambda(t) = lambda tau(t) / tau,
 and the sparsity follows from lambda. S starts at `score_init` and trains at `score_lr` without weight decay; all other parameters but
 the embeddings train too, at the recipe's rate.

@@ -1,6 +1,6 @@
 """PST (Li et al. 2022, arXiv 2205.11005): W_t = W + beta U V, S = |W_t| + alpha1 A B + alpha2 (R 1^T + 1 C^T), y = x (M * W_t)^T + b.
 
-M = 0 for the int(s n k) smallest S of each matrix, s(t) cubic (Section 3.1-3.4). W (n, k) and b are frozen; U (n, r1) and A (n, r2) start
+M = 0 for the int(s n k) smallest S of each matrix, s(t) cubic. W (n, k) and b are frozen; U (n, r1) and A (n, r2) start
 at N(0, 1), V (r1, k), B (r2, k), R (n) and C (k) at 0, so that S = |W| at first: (n + k) (r1 + r2 + 1) parameters a matrix. The mask is
 straight-through, dL/dS := dL/dM; the closed forms are in `methods/maths/pst.py`. No penalty on s, no distillation.
 
