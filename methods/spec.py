@@ -7,6 +7,8 @@ from dataclasses import dataclass
 LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 """Roles of the linear maps that an adapter may target (see `methods/roles.py`)."""
 PLACED = ("auto", "checkpoint", "adapter")
+ALLOCATIONS = ("uniform", "global", "owl")
+"""How a sparsity is spread over the layers: equal, by comparing all scores of the dense model, by each block's share of outliers."""
 MASK_SCOPES = ("row", "layer", "global")
 """Which weights compete for being kept: those of one output, of one matrix, or all prunable ones."""
 
@@ -53,6 +55,8 @@ class Traits:
     """Looks at calibration text (`ctx.calibration()`), which the block `calibration` names and the cell id then holds."""
     sparse: bool = False
     """Leaves exact zeros in the finalized weights."""
+    sparse_delta: bool = False
+    """Leaves a stock model whose backbone differs from the loaded one in few entries: the difference is exported as a sparse vector."""
     distributed: tuple[str, ...] = ("ddp",)
     """How several processes may train it beside `single`: `ddp`, `fsdp` (where hooks and losses may see sharded parameters)."""
     external: bool = False
@@ -152,6 +156,18 @@ def nm_pattern(key: str, value: str) -> tuple[int, int] | None:
     if not (colon and kept.isdecimal() and group.isdecimal() and 0 < int(kept) < int(group)):
         raise UserError(f"{key}={value} is not allowed; allowed: unstructured, or N:M with 0 < N < M such as 2:4")
     return int(kept), int(group)
+
+
+def allocation_rule(allocation: str, times: float, reach: float, sparsity: float, pattern: str) -> None:
+    """Refuse an unknown way to spread a sparsity over layers, OWL's values out of range, and any but `uniform` for an N:M pattern."""
+    choice("method.allocation", allocation, ALLOCATIONS)
+    number("method.owl_times", times, 0, open_low=True)
+    number("method.owl_reach", reach, 0)
+    if allocation != "uniform" and pattern != "unstructured":
+        raise UserError(f"method.pattern={pattern} gives every layer the same sparsity; give method.allocation=uniform with it")
+    if allocation == "owl" and not (sparsity - 2 * reach >= 0 and sparsity + 2 * reach < 1):
+        limit = min(sparsity, 1 - sparsity) / 2
+        raise UserError(f"method.owl_reach={reach} could empty a layer or fill it at method.sparsity={sparsity}; give less than {limit:g}")
 
 
 def mask_shape(sparsity: float, scope: str, pattern: str) -> None:
