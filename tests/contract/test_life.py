@@ -168,8 +168,7 @@ def test_a_checkpoint_that_is_not_eligible_is_never_selected(trial: Trial, allow
         return
     listener = spine.CellContext.__module__
     monkeypatch.setattr(f"{listener}.PhaseListener.selection_metric", lambda self, model, step: next(scores))
-    if not allowed:
-        monkeypatch.setattr(bench.method, "eligible", lambda step, ctx: step == ctx.total_steps)
+    monkeypatch.setattr(bench.method, "eligible", lambda step, ctx: allowed or step == ctx.total_steps)
     last: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(spine.Evaluator, "run", lambda self, model, variant: last.update(trained_tensors_copy(model)))
     kept: dict[str, dict[str, torch.Tensor]] = {}
