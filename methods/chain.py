@@ -56,6 +56,8 @@ class Chain(Method):
                 if not (stage.traits.folds or stage.traits.reshapes):
                     raise UserError(f"method.steps.{name}={stage.method} does not fold into plain weights, so nothing can follow it")
             self._refuse_dense_folds(stages)
+            if len(left := [name for name in self.order if not self.steps[name].traits.folds]) > 1:
+                raise UserError(f"method.steps.{left[0]} and {left[1]} both leave a model that no plain weights hold; give one of them")
             together = [stage.traits for stage in stages]
             return replace(
                 traits,

@@ -1,9 +1,9 @@
 """LLM-Pruner (Ma et al. 2023, arXiv 2305.11627, Section 3): the coupled units of least importance go, in one shot, block by block.
 
-I_W = |g W - h W^2 / 2| entry by entry (Eq. 3 and 4: g the gradient of the loss on a few calibration sequences, h the mean of each sequence's
-squared gradient), summed over a unit's entries of each map, then over its maps. A unit is a key-value head with its query heads, or a
-feed-forward channel. The first and last blocks stay whole. Recovery by LoRA is a step of its own (`method=chain`). The released code
-evaluates the mixed form of fused maps through a dictionary; here it is the formula.
+I_W = |g W - h W^2 / 2| entry by entry (Eq. 3 and 4: g the gradient of the loss on a few calibration sequences, h the mean of each
+sequence's squared gradient), summed over a unit's entries of each map, then over its maps. A unit is a key-value head with its query
+heads, or a feed-forward channel. The first and last blocks stay whole. Recovery by LoRA is a step of its own (`method=chain`). The
+released code evaluates the mixed form of fused maps through a dictionary; here it is the formula.
 """
 
 from collections.abc import Iterator

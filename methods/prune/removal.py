@@ -1,7 +1,7 @@
 """Base of the techniques that remove heads and channels: what the small model is when it is exported and how it comes back.
 
-Blocks of equal shapes are a stock checkpoint of that size. Otherwise stock transformers has no configuration for the model: the checkpoint then
-has the original shapes with zeros where units were, and the list of the units that stay lies beside it.
+Blocks of equal shapes are a stock checkpoint of that size. Otherwise stock transformers has no configuration for the model: the
+checkpoint then has the original shapes with zeros where units were, and the list of the units that stay lies beside it.
 """
 
 from typing import Any
