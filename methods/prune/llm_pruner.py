@@ -27,23 +27,26 @@ class LlmPruner(RemovalMethod):
 
     @dataclass
     class Config:
-        """`ratio`: of the units of a block. `first`, `last`: blocks at either end that stay whole. `local`: every block loses as many.
+        """`ratio`: of the units of a block. `first`, `last`: shares of the blocks, at either end, that stay whole.
 
+        `local`: every block loses as many; else the units of all blocks compete.
         `importance`: param_mix (both orders), param_first, param_second, vectorize (|sum of g W|), l1, l2 or random. `reduce`: over a
         unit's maps.
         """
 
         ratio: float
-        first: int
-        last: int
+        first: float
+        last: float
         importance: str
         reduce: str
         local: bool
 
         def __post_init__(self) -> None:
             number("method.ratio", self.ratio, 0, 1, open_high=True)
-            number("method.first", self.first, 0)
-            number("method.last", self.last, 0)
+            number("method.first", self.first, 0, 1)
+            number("method.last", self.last, 0, 1)
+            if self.first + self.last >= 1:
+                raise UserError(f"method.first={self.first} and method.last={self.last} leave no blocks to prune; give a sum below 1")
             choice("method.importance", self.importance, ("param_mix", "param_first", "param_second", "vectorize", "l1", "l2", "random"))
             choice("method.reduce", self.reduce, ("sum", "mean", "max", "prod"))
 
@@ -57,10 +60,9 @@ class LlmPruner(RemovalMethod):
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Score all units on the dense model, then remove the least important."""
         model.requires_grad_(False)
-        present = [group for group in groups(model) if self.config.first <= group.layer < len(layers(model)) - self.config.last]
-        if not present:
-            count = len(layers(model))
-            raise UserError(f"method.first={self.config.first} and last={self.config.last} leave none of {count} blocks; give smaller ones")
+        count = len(layers(model))
+        ends = int(self.config.first * count), count - int(self.config.last * count)
+        present = [group for group in groups(model) if ends[0] <= group.layer < ends[1]]
         if next(model.parameters()).is_meta:
             importance = {group.key: torch.zeros(group.units) for group in present}
         else:

@@ -159,7 +159,7 @@ def test_a_smaller_model_is_tuned_and_comes_back_small(data: Path, tmp_path: Pat
     model = ["model=tiny_llama", "method.steps.prune.last=0"]
     sizes = {}
     for first in (0, 1):
-        own = [f"method.steps.prune.first={first}", "method.steps.prune.ratio=0.5", "+method.steps.tune.recipe.lr=0.01"]
+        own = [f"method.steps.prune.first={first / 2}", "method.steps.prune.ratio=0.5", "+method.steps.tune.recipe.lr=0.01"]
         overrides = [o for o in chain(data, *own, prune="llm_pruner", tune="lora") if not o.startswith(("model=", "task"))]
         text = ["task=wikitext2", "task.context=32", "task.limit=2", "corpus.source=boolq_passages", "corpus.length=32"]
         record, tensors = ran([*overrides, *model, *text], tmp_path)
