@@ -163,11 +163,12 @@ class Bench:
         )  # fmt: skip
 
     def rows(self) -> dict[str, Any]:
-        """What is kept of the rows of every split, and of the calibration text."""
+        """What is kept of the rows of every split, and of the texts that were calibrated and trained on."""
         own = {role: rows.describe() for role, rows in self.task.splits().items()}
-        calibration = {"calibration": self.ctx.calibrated} if self.ctx.calibrated else {}
+        texts = {"calibration": self.ctx.calibrated, "train": self.ctx.read}
+        read = {name: read for name, read in texts.items() if read}
         more = {f"{name}:evaluation": task.task.splits()["evaluation"].describe() for name, task in self.protocols.items()}
-        return own | calibration | more
+        return own | read | more
 
 
 def set_up(container: dict[str, Any]) -> Bench:

@@ -25,6 +25,7 @@ from harness.training import HostTrainer, Listener, PhasePlan, Progress, read_st
 from methods.base import Adapter, Batch, Method
 from tasks import calibration
 from tasks.base import Task
+from tasks.encoding import scored_after
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ class CellContext:
     """Bytes of optimizer state at the end of the last training phase."""
     calibrated: dict[str, Any] = field(default_factory=dict)
     """What calibration text was drawn: its rows, and the hash of its token ids; empty where the method asked for none."""
+    read: dict[str, Any] = field(default_factory=dict)
+    """Likewise of the text that was trained on in place of a task's own rows."""
     earlier_seconds: float = 0.0
     """Seconds of training that earlier attempts of this cell left in what was restored or resumed."""
     drawn: tuple[str, ...] = ()
@@ -62,8 +65,8 @@ class CellContext:
         self.seed = self.config.seed
         self.prefix, self.share, self.selects = "", 1.0, True
         self.settings = settings_of(self.config.recipe)
-        self.total_steps = self.steps(1.0)
         self._examples: dict[str, list[dict[str, Any]]] = {}
+        self.total_steps = self.steps(1.0)
         self._calibration: Tensor | None = None
         self._counts: Progress | None = None
         self._accounted: set[str] = set()
@@ -72,8 +75,19 @@ class CellContext:
     def examples(self, split: str) -> list[dict[str, Any]]:
         """Encoded examples of a split, in the order of its rows."""
         if split not in self._examples:
-            self._examples[split] = self.task.encode(split, self.tokenizer)
+            own = split != "train" or self.config.corpus is None
+            self._examples[split] = self.task.encode(split, self.tokenizer) if own else self._corpus()
         return self._examples[split]
+
+    def _corpus(self) -> list[dict[str, Any]]:
+        """Rows of the training text, as many as the budget sees; what they are is kept in `read`."""
+        corpus = self.config.corpus
+        source = calibration.SOURCES[corpus.source]
+        rows = self.task.sources.rows(source.dataset, calibration.SPLIT)
+        documents = rows.data[source.column][:]
+        ids = calibration.drawn(documents, self._encode_plain, source, self.config.budget.examples, corpus.length, self.seed)
+        self.read = {**rows.describe(), "sequences": len(ids), "length": corpus.length, "ids_sha256": calibration.ids_hash(ids)}
+        return [scored_after([], row, corpus.length) for row in ids]
 
     def steps(self, share: float) -> int:
         """Optimizer steps that `share` of the cell's budget pays for."""
@@ -84,6 +98,8 @@ class CellContext:
 
     def train_rows(self) -> int:
         """Number of training rows; 0 where the task has none."""
+        if self.config.corpus is not None:
+            return len(self.examples("train"))
         splits = self.task.splits()
         return len(splits["train"].data) if "train" in splits else 0
 

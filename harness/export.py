@@ -43,8 +43,8 @@ class Unfolded(NamedTuple):
 
 
 def unfolded(name: str, method: Method) -> Unfolded:
-    """The method that takes its model apart: of a chain the last step."""
-    return Unfolded(*getattr(method, "last", (name, method)))
+    """The method that takes its model apart: of a chain one of its steps."""
+    return Unfolded(*getattr(method, "unfolds", (name, method)))
 
 
 def probe_ids(vocabulary: int) -> Tensor:

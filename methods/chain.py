@@ -53,9 +53,11 @@ class Chain(Method):
             """What all steps together need and promise; refuses an order that cannot work."""
             stages = self.stages()
             for name, stage in zip(self.order[:-1], stages[:-1], strict=True):
-                if not stage.traits.folds:
+                if not (stage.traits.folds or stage.traits.reshapes):
                     raise UserError(f"method.steps.{name}={stage.method} does not fold into plain weights, so nothing can follow it")
             self._refuse_dense_folds(stages)
+            if len(left := [name for name in self.order if not self.steps[name].traits.folds]) > 1:
+                raise UserError(f"method.steps.{left[0]} and {left[1]} both leave a model that no plain weights hold; give one of them")
             together = [stage.traits for stage in stages]
             return replace(
                 traits,
@@ -65,7 +67,7 @@ class Chain(Method):
                 trains_head_only=all(t.trains_head_only for t in together),
                 biases=any(t.biases for t in together),
                 exact_at_init=False,
-                folds=together[-1].folds,
+                folds=all(t.folds for t in together),
                 gradients=any(t.gradients for t in together),
                 randomness=tuple(dict.fromkeys(what for t in together for what in t.randomness)),
                 calibration=any(t.calibration for t in together),
@@ -103,9 +105,9 @@ class Chain(Method):
         self.zeros: dict[str, Tensor] = {}
 
     @property
-    def last(self) -> tuple[str, Method]:
-        """Slug and method of the last step."""
-        name = self.config.order[-1]
+    def unfolds(self) -> tuple[str, Method]:
+        """Slug and method of the step that takes the model apart for the export: the last one that does not fold."""
+        name = next(name for name in reversed(self.config.order) if not self.config.steps[name].traits.folds)
         return self.config.steps[name].method, self.methods[name]
 
     def load(self, spec: ModelSpec) -> ModelSpec:
@@ -133,7 +135,7 @@ class Chain(Method):
 
     def variants(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, nn.Module]]:
         """Those of the last step."""
-        yield from self.last[1].variants(model, ctx)
+        yield from self.methods[self.config.order[-1]].variants(model, ctx)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
         """That of the step that is counted; a running phase takes its own step's."""
@@ -207,4 +209,3 @@ def put_zeros(model: nn.Module, masks: dict[str, Tensor]) -> None:
     weights = dict(model.named_parameters())
     for name, mask in masks.items():
         weights[name].mul_(mask.to(weights[name].device))
-

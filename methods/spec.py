@@ -44,6 +44,8 @@ class Traits:
     folds: bool = True
     """`finalize` returns a stock transformers model with the same logits. Where False, the inserted modules stay; `detach` and `attach`
     take them out for the export and put them back after a reload."""
+    reshapes: bool = False
+    """With `folds=False`: the finalized model has stock modules, only smaller, so that another technique can follow in a chain."""
     exports_lora: bool = False
     """`lora` gives the final change of the backbone as low-rank factors, which a standard PEFT LoRA adapter holds."""
     gradients: bool = True

@@ -59,6 +59,8 @@ class Observed:
     final: nn.Module | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Of the prepared model."""
+    method: Any = None
+    """The method itself after its life."""
 
 
 class Trial:
@@ -162,7 +164,20 @@ def observe(container: dict[str, Any]) -> Observed:
     fitted_logits, fitted = probe_logits(model), snapshot(model)
     final = bench.method.finalize(model, bench.ctx)
     return Observed(
-        loaded, prepared_logits, fitted_logits, probe_logits(final), start, fitted, trainable, head_after, head, splits, order, final, fixed
+        loaded,
+        prepared_logits,
+        fitted_logits,
+        probe_logits(final),
+        start,
+        fitted,
+        trainable,
+        head_after,
+        head,
+        splits,
+        order,
+        final,
+        fixed,
+        bench.method,
     )
 
 

@@ -152,3 +152,21 @@ def test_two_equal_steps_draw_differently(data: Path, tmp_path: Path) -> None:
     extra = [f"method.steps.{name}.retrain=false" for name in ("a", "b")]
     record, _ = ran(chain(data, *extra, a="random_mask", b="random_mask", tune="bitfit"), tmp_path)
     assert record["costs"]["sparsity"]["prunable"] == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_smaller_model_is_tuned_and_comes_back_small(data: Path, tmp_path: Path) -> None:
+    """Structured pruning leaves stock modules, so LoRA can follow; blocks of unequal widths need the list of kept units beside them."""
+    model = ["model=tiny_llama", "method.steps.prune.last=0"]
+    sizes = {}
+    for first in (0, 1):
+        own = [f"method.steps.prune.first={first / 2}", "method.steps.prune.ratio=0.5", "+method.steps.tune.recipe.lr=0.01"]
+        overrides = [o for o in chain(data, *own, prune="llm_pruner", tune="lora") if not o.startswith(("model=", "task"))]
+        text = ["task=wikitext2", "task.context=32", "task.limit=2", "corpus.source=boolq_passages", "corpus.length=32"]
+        record, tensors = ran([*overrides, *model, *text], tmp_path)
+        sizes[first] = record["costs"]["parameters"]["total"]
+        assert record["measures"]["prune"]["parameters_removed"] > 0.1
+        assert tensors["model.layers.0.mlp.up_proj.weight"].shape[0] == (64 if first else 32)
+        rows = tensors["model.layers.1.mlp.up_proj.weight"]
+        assert rows.shape[0] == (64 if first else 32) and int((rows == 0).all(1).sum()) == (32 if first else 0)
+        assert record["costs"]["export"]["max_abs_difference"] < 1e-5
+    assert sizes[0] < sizes[1]
