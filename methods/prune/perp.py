@@ -6,8 +6,8 @@ lora_prune trains as lora, and after training B A <- M * (B A). Elsewhere A is K
 B A it has no meaning on x. `subset` trains biases and normalisations (weight and bias) with them.
 
 `mode: reconstruct` trains nothing on the task. Map by map min |X W_dense^T - X W'^T|_F^2 over A and B, X from the pruned prefix, from
-X^T X alone. The paper states this objective for maps; its code minimises it for whole blocks by mini-batches, and shares the
-schedule (linear, a tenth of warmup). All maps are pruned before the first is reconstructed.
+X^T X alone. The paper states this objective for maps; its code minimises it for whole blocks by mini-batches, also over biases and
+norms, and shares the schedule (linear, a tenth of warmup). All maps are pruned before the first is reconstructed.
 
 A language model's head is left as it is, where the paper gives it LoRA: it is tied to the embeddings. The mask is that of pruning, not
 W != 0 as in the paper's code, except with `criterion: none`, which keeps the zeros that are there. With equal entries all r components of
