@@ -27,8 +27,8 @@ def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
     which the checkpoint was kept, larger is better), `n` (examples), `predictions` (file in the cell's
     folder), `tokenizer` (hash; of metrics that count its tokens), `rows`, `data`, `numerics` (dicts), `deterministic`, `model_note`,
     and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all` (fractions of zeros);
-    `bytes` (exported weights),
-    `bytes_shipped` (what differs from the base); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
+    `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole tensors, or a sparse vector where the cell left one);
+    `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
     These are the cell's own; the cells that it was made from cost `inherited_flops` and `inherited_seconds`, each as in `inherited`.
     Files that cannot be read are logged by name, listed in `attrs["damaged"]`, and left out. Raises `UserError` if nothing is there.
     """
@@ -132,7 +132,7 @@ def _costs(record: Record) -> dict[str, Any]:
         "trainable_method": parameters.get("trainable_method"), "trainable_head": parameters.get("trainable_head"),
         "total": parameters.get("total"),
         "sparsity_prunable": sparsity.get("prunable"), "sparsity_all": sparsity.get("all"),
-        "bytes": costs.get("bytes"), "bytes_shipped": (costs.get("changed") or {}).get("bytes"),
+        "bytes": costs.get("bytes"), "bytes_shipped": (costs.get("delta") or costs.get("changed") or {}).get("bytes"),
         "seconds": record.seconds, "tokens_per_second": sum(p.tokens for p in training) / seconds if seconds else None,
         "flops": (costs.get("flops") or {}).get("training"), "peak_memory": max(peaks, default=None),
         "inherited_flops": sum(made["flops"] for made in inherited.values()),

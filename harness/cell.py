@@ -4,15 +4,30 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from torch import nn
 
-from harness import distributed, export, lease, models, needed, origin, peft_export, protocols, remake, stale
+from harness import (
+    distributed,
+    export,
+    lease,
+    models,
+    needed,
+    origin,
+    peft_export,
+    protocols,
+    remake,
+    sparse_delta,
+    sparse_export,
+    stale,
+)
 from harness.config import DTYPES, Cell, RunConfig
 from harness.context import CellContext
 from harness.costing import CostSheet
@@ -26,7 +41,7 @@ from harness.record import SCHEMA, Record, from_json
 from harness.registry import method_class
 from harness.resolve import Resolved, resolve
 from harness.seeding import seed_everything
-from harness.store import Store, write_json
+from harness.store import Store, remove, write_json
 from harness.typed import plain
 from harness.worker import UNSEALED, interruptible
 from methods.base import Method, ModelSpec
@@ -69,7 +84,8 @@ def run_cell(container: dict[str, Any]) -> None:
     stock = export.export(model, ctx.tokenizer, bench.folder / "model", unfolded)
     if factors:
         peft_export.write(stock, factors, bench.cell.model, bench.folder / peft_export.FOLDER)
-    record = bench.record(costs.block(bench.folder / "model", stock), measures, time.perf_counter() - started)
+    block = costs.block(bench.folder / "model", stock) | bench.small_forms(stock)
+    record = bench.record(block, measures, time.perf_counter() - started)
     write_json(bench.folder / UNSEALED, record.to_json())
 
 
@@ -97,6 +113,8 @@ class Bench:
     """More tasks that the main variant is measured on; their results are among those of `evaluator`."""
     forgetting: tuple[str, ...]
     """Those of `protocols` that the model is measured on as it is loaded, too."""
+    loaded: Callable[[], nn.Module]
+    """The model as it was loaded, read once more, on the CPU."""
 
     def measure_before(self) -> None:
         """Measure the model as it was loaded, where that is asked for; once per cell, in its first process."""
@@ -112,6 +130,21 @@ class Bench:
         self.evaluator.run(model, variant)
         for more in self.protocols.values() if variant == MAIN else ():
             more.run(model, variant)
+
+    def small_forms(self, stock: nn.Module) -> dict[str, Any]:
+        """Leave the export without its zeros, and what must be added to the base to have it, where the traits say that these are small.
+
+        Returns what they cost; without `keep_model` nothing else stays of them.
+        """
+        costs: dict[str, Any] = {}
+        if self.traits.sparse:
+            costs["packed"] = sparse_export.write(self.folder / "model", self.folder / sparse_export.FILE)
+        if self.traits.sparse_delta:
+            delta = sparse_delta.between(self.loaded(), stock)
+            costs["delta"] = sparse_delta.write(delta, stock, self.cell.model, self.folder / sparse_delta.FOLDER)
+        for left in () if self.run.keep_model else (sparse_export.FILE, sparse_delta.FOLDER):
+            remove(self.folder / left)
+        return costs
 
     def record(self, costs: dict[str, Any], measures: dict[str, Any], seconds: float) -> Record:
         """The finished cell's record, before the export is verified."""
@@ -150,7 +183,8 @@ def set_up(container: dict[str, Any]) -> Bench:
     task = build(cell.task, sources)
     method = method_class(cell.method)(cell.method_config)
     spec = method.load(ModelSpec(dtype=DTYPES[cell.precision]))
-    model, tokenizer, weights = models.load(cell.model, task.head, spec, cell.seed, sources)
+    load = partial(models.load, cell.model, task.head, spec, cell.seed, sources)
+    model, tokenizer, weights = load()
     task.attach(model)
     model.to(device)
     evaluator = Evaluator(task, tokenizer, folder, eval_options(cell, run, device), cell.seed)
@@ -162,11 +196,16 @@ def set_up(container: dict[str, Any]) -> Bench:
         cell, run, folder, device, method, task, tokenizer, model, evaluator, resolved.compute.kind, drawn=tuple(weights["missing"]),
         needs=identity.needs,
     )  # fmt: skip
-    if INIT in identity.needs:
-        models.take_backbone(model, ctx.cell(INIT))
+
+    def initialised(model: nn.Module) -> nn.Module:
+        if INIT in identity.needs:
+            models.take_backbone(model, ctx.cell(INIT))
+        return model
+
+    initialised(model)
     return Bench(
         cell, run, identity, folder, device, method, resolved.traits, task, model, weights, ctx, evaluator, distributed.world(), more,
-        tuple(forgetting),
+        tuple(forgetting), lambda: initialised(load()[0]),
     )  # fmt: skip
 
 

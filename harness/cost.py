@@ -189,7 +189,9 @@ def cost_block(
     `sparsity` {prunable, all}, `bytes` (of the exported weights), `bits_per_weight`, `memory` (`memory_ledger`; None for a method
     that does not train), `flops` {step (`training_flops` of one batch or None), training (that rate x `trained_tokens`, the tokens
     of phases with optimizer steps, + the forward rate x `read_tokens`, the tokens of phases that only ran forward), forward
-    (`forward_flops` of the finalized model)}, `latency` {prefill seconds, decode seconds per token or None}.
+    (`forward_flops` of the finalized model)}, `latency` {prefill seconds, decode seconds per token or None}. A record may hold beside
+    them `packed` {bytes of the export without its zeros} (`harness.sparse_export`) and `delta` {entries, bytes of what must be added
+    to the base} (`harness.sparse_delta`).
     """
     training = scaled(training_flops, trained_tokens) if training_flops else 0.0
     return {

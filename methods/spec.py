@@ -53,6 +53,8 @@ class Traits:
     """Looks at calibration text (`ctx.calibration()`), which the block `calibration` names and the cell id then holds."""
     sparse: bool = False
     """Leaves exact zeros in the finalized weights."""
+    sparse_delta: bool = False
+    """Leaves a stock model whose backbone differs from the loaded one in few entries: the difference is exported as a sparse vector."""
     distributed: tuple[str, ...] = ("ddp",)
     """How several processes may train it beside `single`: `ddp`, `fsdp` (where hooks and losses may see sharded parameters)."""
     external: bool = False

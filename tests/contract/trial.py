@@ -53,8 +53,8 @@ class Observed:
     """Names of the task head's parameters in the prepared model."""
     head: str
     splits: dict[str, str]
-    order: list[str] = field(default_factory=list)
-    """Hash of the input ids of each optimizer step."""
+    order: dict[str, list[str]] = field(default_factory=dict)
+    """Training phase -> hash of the input ids of each of its optimizer steps."""
     final: nn.Module | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Of the prepared model."""
@@ -144,8 +144,8 @@ def nudged_logits(container: dict[str, Any], head: dict[str, Tensor]) -> Tensor:
 def observe(container: dict[str, Any]) -> Observed:
     """One life, looked at from stage to stage."""
     bench = spine.set_up(container)
-    order: list[str] = []
-    _spy_on_order(bench.method, order)
+    order: dict[str, list[str]] = {}
+    _spy_on_order(bench, order)
     heads = spine.models.head_names(bench.model)
     head = content({n: p for n, p in bench.model.named_parameters() if n in heads})
     splits = {role: rows.sha256 for role, rows in bench.task.splits().items()}
@@ -173,14 +173,23 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
     return {f"buffer:{name}": b.detach().clone() for name, b in model.named_buffers()}
 
 
-def _spy_on_order(method: Any, order: list[str]) -> None:
-    loss = method.loss
+def _spy_on_order(bench: spine.Bench, order: dict[str, list[str]]) -> None:
+    """Note the batches of every training phase; what a method reads by itself between phases is not among them."""
+    loss, train = bench.method.loss, bench.ctx.train
+    running: list[str] = []
 
     def spying(model: nn.Module, batch: dict[str, Tensor], ctx: Any) -> Tensor:
-        order.append(content({"ids": batch["input_ids"]}))
+        if running:
+            order.setdefault(running[-1], []).append(content({"ids": batch["input_ids"]}))
         return loss(model, batch, ctx)
 
-    method.loss = spying
+    def training_phase(model: nn.Module, phase: str = "main", **options: Any) -> nn.Module:
+        running.append(phase)
+        fitted = train(model, phase, **options)
+        running.pop()
+        return fitted
+
+    bench.method.loss, bench.ctx.train = spying, training_phase
 
 
 @contextmanager
