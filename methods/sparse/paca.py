@@ -39,7 +39,7 @@ class Paca(AdapterMethod):
             """Attention-only targets work on mixtures of experts too."""
             return replace(traits, moe=not {"gate", "up", "down"} & set(self.targets))
 
-    traits = Traits(randomness=("mask",))
+    traits = Traits(randomness=("mask",), sparse_delta=True)
 
     def wrap(self, base: nn.Module, name: str, ctx: Context) -> SlicedLinear:
         """The target with its columns, ascending."""

@@ -82,7 +82,7 @@ class S2ft(AdapterMethod):
             """Heads alone work on mixtures of experts too."""
             return replace(traits, moe=not (self.up or self.down))
 
-    traits = Traits(randomness=("mask",))
+    traits = Traits(randomness=("mask",), sparse_delta=True)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Freeze, draw the units and wrap the maps that have any; the others stay plain."""
