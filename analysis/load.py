@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import add_labels
+from harness.chains import title
 from harness.record import Record, Result
 from harness.store import Store
 from methods.spec import UserError
@@ -109,9 +110,9 @@ def _configuration(half: dict[str, Any]) -> dict[str, Any]:
     """Config columns of a record's identity or of a `config.json`; a cell that does not train has no recipe."""
     method = {key: value for key, value in half["method"].items() if key not in ("name", "recipes")}
     return {
-        "method": half["method"]["name"], "model": half["model"]["name"], "task": half["task"]["name"],
+        "method": title(half["method"]), "model": half["model"]["name"], "task": half["task"]["name"],
         "budget": half["budget"]["name"], "precision": half["precision"],
-        **_flat("method", method), **_flat("recipe", half.get("recipe") or {}),
+        **_flat("method", method), **_flat("recipe", half.get("recipe") or {}), **_flat("corpus", half.get("corpus") or {}),
     }  # fmt: skip
 
 

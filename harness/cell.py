@@ -80,7 +80,7 @@ def run_cell(container: dict[str, Any]) -> None:
         with interruptible():
             bench.evaluate(candidate, variant)
     costs.finalized(model)
-    unfolded = None if bench.traits.folds else export.Unfolded(bench.cell.method, method)
+    unfolded = None if bench.traits.folds else export.unfolded(bench.cell.method, method)
     stock = export.export(model, ctx.tokenizer, bench.folder / "model", unfolded)
     if factors:
         peft_export.write(stock, factors, bench.cell.model, bench.folder / peft_export.FOLDER)
@@ -163,11 +163,12 @@ class Bench:
         )  # fmt: skip
 
     def rows(self) -> dict[str, Any]:
-        """What is kept of the rows of every split, and of the calibration text."""
+        """What is kept of the rows of every split, and of the texts that were calibrated and trained on."""
         own = {role: rows.describe() for role, rows in self.task.splits().items()}
-        calibration = {"calibration": self.ctx.calibrated} if self.ctx.calibrated else {}
+        texts = {"calibration": self.ctx.calibrated, "train": self.ctx.read}
+        read = {name: read for name, read in texts.items() if read}
         more = {f"{name}:evaluation": task.task.splits()["evaluation"].describe() for name, task in self.protocols.items()}
-        return own | calibration | more
+        return own | read | more
 
 
 def set_up(container: dict[str, Any]) -> Bench:

@@ -22,7 +22,7 @@ def is_moe(model: ModelConfig) -> bool:
 def _reasons(resolved: Resolved) -> Iterator[str]:
     cell, traits = resolved.cell, resolved.traits
     yield from _model_reasons(cell.method, traits, cell.model)
-    yield from _task_reasons(cell.method, traits, cell.model, cell.task)
+    yield from _task_reasons(cell.method, traits, cell.model, cell.task, cell.corpus is not None)
     yield from _length_reasons(cell.model, cell.task)
     yield from _compute_reasons(cell.method, traits, resolved.compute.kind)
     for name, task in resolved.protocols.items():
@@ -30,6 +30,9 @@ def _reasons(resolved: Resolved) -> Iterator[str]:
     if cell.calibration is not None and (length := cell.calibration.length or 0) > cell.model.max_length:
         longest = cell.model.max_length
         yield f"calibration.length={length} is longer than {cell.model.name} takes; give calibration.length of at most {longest}"
+    if cell.corpus is not None and (cell.corpus.length or 0) > cell.model.max_length:
+        longest = cell.model.max_length
+        yield f"corpus.length={cell.corpus.length} is longer than {cell.model.name} takes; give corpus.length of at most {longest}"
 
 
 def _compute_reasons(method: str, traits: Traits, kind: str) -> Iterator[str]:
@@ -72,7 +75,7 @@ def _model_reasons(method: str, traits: Traits, model: ModelConfig) -> Iterator[
         yield f"{method} does not work on fused experts and {model.name} is a mixture of experts"
 
 
-def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any) -> Iterator[str]:
+def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any, corpus: bool) -> Iterator[str]:
     fresh_head = isinstance(task, HeadedConfig)
     yield from _family_reasons(model, task)
     if fresh_head and not traits.trains and not traits.external:
@@ -81,8 +84,11 @@ def _task_reasons(method: str, traits: Traits, model: ModelConfig, task: Any) ->
         yield f"transformers has no sequence classifier for {model.name}; use another model, or a task without a head"
     if fresh_head:
         return
-    if traits.trains and not trains(task):
-        yield f"{method} trains and task {task.name} has no training form; use a classification task or a method that does not train"
+    if traits.trains and not trains(task) and not corpus:
+        yield (
+            f"{method} trains and task {task.name} has no training form; give corpus.source=<text> to train on, use a classification task "
+            "or a method that does not train"
+        )
     if traits.trains and traits.trains_head_only:
         yield f"{method} trains a task head and task {task.name} has none; use a classification task or another method"
     if trains(task) and not traits.trains and not traits.external and not isinstance(task, InstructConfig):

@@ -242,6 +242,22 @@ class CalibrationConfig:
 
 
 @dataclass
+class CorpusConfig:
+    """The text that a language model trains on where its task has no training rows; part of a cell only where it does."""
+
+    source: str | None = None
+    """Key of `tasks.calibration.SOURCES`; None = there is none."""
+    length: int | None = None
+    """Tokens per row; None = the model's longest input, at most `CALIBRATION_LENGTH`."""
+
+    def __post_init__(self) -> None:
+        if self.source is not None:
+            choice("corpus.source", self.source, SOURCES)
+        if self.length is not None:
+            number("corpus.length", self.length, 2)
+
+
+@dataclass
 class Cell:
     """One (method, model, task, recipe, budget, seed): all that decides the numbers."""
 
@@ -259,6 +275,8 @@ class Cell:
     """Where each recipe value comes from, and what a solved key of the method was matched to; recorded, not hashed."""
     calibration: CalibrationConfig | None = None
     """With its length resolved; None where the method's traits ask for no calibration text."""
+    corpus: CorpusConfig | None = None
+    """With its length resolved; None where the cell does not train on a text."""
 
     def __post_init__(self) -> None:
         choice("precision", self.precision, PRECISIONS)

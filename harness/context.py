@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness import checkpoint, distributed, external_weights, needed
 from harness.batching import collator
-from harness.config import DTYPES, Cell, RunConfig
+from harness.config import DTYPES, Cell, Recipe, RunConfig
 from harness.cost import PeakMeter
 from harness.evaluation import Evaluator
 from harness.ledger import optimizer_state_bytes
@@ -25,6 +25,7 @@ from harness.training import HostTrainer, Listener, PhasePlan, Progress, read_st
 from methods.base import Adapter, Batch, Method
 from tasks import calibration
 from tasks.base import Task
+from tasks.encoding import scored_after
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ class CellContext:
     """Bytes of optimizer state at the end of the last training phase."""
     calibrated: dict[str, Any] = field(default_factory=dict)
     """What calibration text was drawn: its rows, and the hash of its token ids; empty where the method asked for none."""
+    read: dict[str, Any] = field(default_factory=dict)
+    """Likewise of the text that was trained on in place of a task's own rows."""
     earlier_seconds: float = 0.0
     """Seconds of training that earlier attempts of this cell left in what was restored or resumed."""
     drawn: tuple[str, ...] = ()
@@ -60,9 +63,10 @@ class CellContext:
 
     def __post_init__(self) -> None:
         self.seed = self.config.seed
+        self.prefix, self.share, self.selects = "", 1.0, True
         self.settings = settings_of(self.config.recipe)
-        self.total_steps = self.steps(1.0)
         self._examples: dict[str, list[dict[str, Any]]] = {}
+        self.total_steps = self.steps(1.0)
         self._calibration: Tensor | None = None
         self._counts: Progress | None = None
         self._accounted: set[str] = set()
@@ -71,28 +75,53 @@ class CellContext:
     def examples(self, split: str) -> list[dict[str, Any]]:
         """Encoded examples of a split, in the order of its rows."""
         if split not in self._examples:
-            self._examples[split] = self.task.encode(split, self.tokenizer)
+            own = split != "train" or self.config.corpus is None
+            self._examples[split] = self.task.encode(split, self.tokenizer) if own else self._corpus()
         return self._examples[split]
+
+    def _corpus(self) -> list[dict[str, Any]]:
+        """Rows of the training text, as many as the budget sees; what they are is kept in `read`."""
+        corpus = self.config.corpus
+        source = calibration.SOURCES[corpus.source]
+        rows = self.task.sources.rows(source.dataset, calibration.SPLIT)
+        documents = rows.data[source.column][:]
+        ids = calibration.drawn(documents, self._encode_plain, source, self.config.budget.examples, corpus.length, self.seed)
+        self.read = {**rows.describe(), "sequences": len(ids), "length": corpus.length, "ids_sha256": calibration.ids_hash(ids)}
+        return [scored_after([], row, corpus.length) for row in ids]
 
     def steps(self, share: float) -> int:
         """Optimizer steps that `share` of the cell's budget pays for."""
         examples = self.config.budget.examples
         if examples is None:
             examples = int(self.config.recipe.epochs * self.train_rows())
-        return max(1, round(examples * share / self.config.recipe.batch))
+        return max(1, round(examples * self.share * share / self.config.recipe.batch))
 
     def train_rows(self) -> int:
         """Number of training rows; 0 where the task has none."""
+        if self.config.corpus is not None:
+            return len(self.examples("train"))
         splits = self.task.splits()
         return len(splits["train"].data) if "train" in splits else 0
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator seeded from (seed, name)."""
-        return generator(self.seed, "method", name)
+        return generator(self.seed, "method", self.prefix + name)
+
+    @contextmanager
+    def stage(self, name: str, method: Method, recipe: Recipe, share: float, selects: bool) -> Iterator[None]:
+        """One step of a chain."""
+        outer = self.method, self.config, self.prefix, self.share, self.selects
+        self._enter(method, replace(self.config, recipe=recipe), f"{name}.", share, selects)
+        yield
+        self._enter(*outer)
+
+    def _enter(self, method: Method, config: Cell, prefix: str, share: float, selects: bool) -> None:
+        self.method, self.config, self.prefix, self.share, self.selects = method, config, prefix, share, selects
+        self.settings, self.total_steps = settings_of(config.recipe), self.steps(1.0)
 
     def cell(self, name: str) -> nn.Module:
         """The exported model of a finished cell that this one needs, loaded anew at every call."""
-        model = needed.model(Store(self.run.store), self.needs, name, self.device, DTYPES[self.config.precision])
+        model = needed.model(Store(self.run.store), self.needs, self.prefix + name, self.device, DTYPES[self.config.precision])
         self.task.attach(model)
         return model
 
@@ -143,6 +172,7 @@ class CellContext:
 
         Phases that `fn` metered are kept beside the value and come back with it, so that a record does not depend on a resume.
         """
+        name = self.prefix + name
         folder = self.folder / "once" / name
         if distributed.is_main() and not checkpoint.verified(folder):
             earlier = len(self.phases)
@@ -169,6 +199,7 @@ class CellContext:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Meter a block of the method's own work."""
+        name = self.prefix + name
         seed_everything(self.seed, "phase", name)
         self._counts = Progress()
         with PeakMeter(self.device) as meter:
@@ -178,6 +209,7 @@ class CellContext:
 
     def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
         """Train what requires gradients; restored if finished, resumed if interrupted."""
+        phase = self.prefix + phase
         folder = self.folder / "checkpoints" / phase
         final = folder / "final"
         if checkpoint.verified(final):
@@ -214,7 +246,7 @@ class CellContext:
         recipe, steps = self.config.recipe, self.steps(share)
         micro = self.run.micro_batch or recipe.batch // distributed.world()
         n = self.config.budget.evaluations
-        evaluate_at = sorted({max(1, round(steps * i / n)) for i in range(1, n + 1)}) if select and self._selects() else []
+        evaluate_at = sorted({max(1, round(steps * i / n)) for i in range(1, n + 1)}) if select and self.selects and self._selects() else []
         return PhasePlan(
             name=phase, folder=folder, steps=steps, recipe=recipe, micro_batch=micro, device=self.device,
             autocast=self.config.precision == "bf16_autocast", seed=derive(self.seed, "order"),

@@ -164,7 +164,7 @@ def _take(planned: Planned, way: str, reason: str, old: bool) -> Lease | None:
 def _attempt(planned: Planned, held: Lease, way: str) -> Outcome:
     """One attempt at a cell: its processes, and what they left."""
     folder = planned.folder
-    sources = sourcetexts.sources(planned.resolved.cell.method)  # as they are now: a sweep may have been planned days ago
+    sources = sourcetexts.of_method(planned.identity.canonical["method"])  # as they are now: a sweep may have been planned days ago
     sourcetexts.keep(sources, planned.store.root)
     (folder / outcome.FILE).unlink(missing_ok=True)
     if way != plan.MEASURE:

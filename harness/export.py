@@ -42,6 +42,11 @@ class Unfolded(NamedTuple):
     method: Method
 
 
+def unfolded(name: str, method: Method) -> Unfolded:
+    """The method that takes its model apart: of a chain one of its steps."""
+    return Unfolded(*getattr(method, "unfolds", (name, method)))
+
+
 def probe_ids(vocabulary: int) -> Tensor:
     """Fixed token ids (rows x tokens) on which a model and its export are compared; the first 10 ids are avoided."""
     return torch.randint(min(10, vocabulary // 2), vocabulary, (PROBE_ROWS, PROBE_TOKENS), generator=generator(0, "export"))

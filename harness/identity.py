@@ -46,10 +46,10 @@ def identify(resolved: Resolved) -> Identity:
     run = resolved.run
     weights = fingerprint(resolved.cell.model, run.assets, resolved.data_dir)
     sources = _sources(resolved.data_dir, run.assets, run.offline)
-    data = data_fingerprints(resolved.cell.task, sources) | _calibration_fingerprint(resolved, sources)
+    data = data_fingerprints(resolved.cell.task, sources) | _text_fingerprints(resolved, sources)
     needs = {name: identify(need).cell for name, need in resolved.needs.items()}
     canonical = canonical_half(resolved, weights, data) | external.half(resolved) | ({"dependencies": needs} if needs else {})
-    return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.sources(resolved.cell.method), needs)
+    return Identity(digest(canonical), canonical, deterministic(resolved), sourcetexts.of_method(canonical["method"]), needs)
 
 
 def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> dict[str, Any]:
@@ -65,6 +65,8 @@ def canonical_half(resolved: Resolved, weights: str, data: dict[str, str]) -> di
     }
     if cell.calibration is not None:
         half["calibration"] = plain(cell.calibration)
+    if cell.corpus is not None:
+        half["corpus"] = plain(cell.corpus)
     if steps(traits):
         half["recipe"] = plain(cell.recipe)
     if not deterministic(resolved):
@@ -92,9 +94,9 @@ def _draws(resolved: Resolved) -> set[str]:
     return own | {"calibration"} if calibration.seed is None else own - {"calibration"}
 
 
-def _calibration_fingerprint(resolved: Resolved, sources: Sources) -> dict[str, str]:
-    calibration = resolved.cell.calibration
-    return {} if calibration is None else {"calibration": sources.fingerprint(SOURCES[calibration.source].dataset, SPLIT)}
+def _text_fingerprints(resolved: Resolved, sources: Sources) -> dict[str, str]:
+    texts = {"calibration": resolved.cell.calibration, "corpus": resolved.cell.corpus}
+    return {name: sources.fingerprint(SOURCES[text.source].dataset, SPLIT) for name, text in texts.items() if text is not None}
 
 
 def digest(canonical: dict[str, Any]) -> str:

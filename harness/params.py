@@ -6,7 +6,7 @@ The one door from `analysis` to models: `parebench-report params method=lora mod
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -76,6 +76,10 @@ class MetaContext:
     def cell(self, name: str) -> NoReturn:
         """Refused."""
         self._refuse()
+
+    def stage(self, name: str, *_: Any) -> AbstractContextManager[None]:
+        """Nothing to keep apart."""
+        return nullcontext()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Refused."""

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from harness import assets as wheels
 from harness import cli
-from harness.config import CalibrationConfig, ModelConfig
+from harness.config import CalibrationConfig, CorpusConfig, ModelConfig
 from harness.nearmiss import unknown
 from harness.registry import load_spec
 from harness.typed import build
@@ -27,7 +27,7 @@ from tasks.calibration import SOURCES, SPLIT
 from tasks.datasets import spec
 from tasks.spec import KINDS
 
-DECISIVE = ("model", "task", "data_dir", "run", "calibration")
+DECISIVE = ("model", "task", "data_dir", "run", "calibration", "corpus")
 """Blocks of the configuration that decide what is read; of the method its name alone, the others are left at their defaults."""
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -137,15 +137,16 @@ def _splits(cfg: DictConfig) -> list[tuple[str, str]]:
     if cfg.task.get("kind") not in KINDS:
         raise UserError(unknown("task.kind", str(cfg.task.get("kind")), KINDS))
     task = build(KINDS[cfg.task.kind], OmegaConf.to_container(cfg.task, resolve=True), "task")
-    return [*task.reads().values(), *_calibration(cfg)]
+    return [*task.reads().values(), *_texts(cfg)]
 
 
-def _calibration(cfg: DictConfig) -> list[tuple[str, str]]:
-    """The calibration text, where the method looks at one."""
-    if not load_spec(cfg.method.name).traits.calibration:
-        return []
-    config = build(CalibrationConfig, OmegaConf.to_container(cfg.calibration, resolve=True), "calibration")
-    return [(SOURCES[config.source].dataset, SPLIT)]
+def _texts(cfg: DictConfig) -> list[tuple[str, str]]:
+    """The calibration text, where the method or a step of it looks at one, and the training text."""
+    blocks = [cfg.method, *(cfg.method.get("steps") or {}).values()]
+    looks = any(load_spec(block.name).traits.calibration for block in blocks)
+    kinds = {"calibration": CalibrationConfig if looks else None, "corpus": CorpusConfig}
+    texts = [build(kind, OmegaConf.to_container(cfg[key], resolve=True), key).source for key, kind in kinds.items() if kind]
+    return [(SOURCES[text].dataset, SPLIT) for text in texts if text]
 
 
 def _model(model: ModelConfig, wanted: Needs) -> str:

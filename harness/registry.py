@@ -14,6 +14,8 @@ from methods import spec
 from methods.spec import Traits, UserError
 
 METHODS = Path(spec.__file__).parent
+CHAIN = "chain"
+"""The one method that is no technique: several of them, one after another (`methods/chain.py`)."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ def method_class(slug: str) -> type:
 
 
 def _path(slug: str) -> Path:
+    if slug == CHAIN:
+        return METHODS / "chain.py"
     if slug not in files():
         raise UserError(unknown("method", slug, files()))
     return files()[slug]
 
 
 def _module(path: Path) -> str:
-    return f"methods.{path.parent.name}.{path.stem}"
+    return ".".join(("methods", *path.relative_to(METHODS).with_suffix("").parts))
 
 
 def _method_node(path: Path) -> ast.ClassDef:

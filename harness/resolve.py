@@ -10,13 +10,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import expressions, recipes, slots
+from harness import chains, expressions, recipes, slots
 from harness.config import (
     CALIBRATION_LENGTH,
     BudgetConfig,
     CalibrationConfig,
     Cell,
     ComputeConfig,
+    CorpusConfig,
     ModelConfig,
     Recipe,
     RunConfig,
@@ -24,12 +25,12 @@ from harness.config import (
     TrackerConfig,
 )
 from harness.nearmiss import unknown
-from harness.registry import MethodSpec, load_spec
+from harness.registry import CHAIN, MethodSpec, load_spec
 from harness.typed import build, shown
 from methods.spec import Traits, UserError
 from tasks.calibration import overlap
 from tasks.datasets import DATASETS, named
-from tasks.spec import KINDS, TaskConfig
+from tasks.spec import KINDS, TaskConfig, trains
 
 BLOCKS = ("method", "model", "task", "budget", "recipe", "run", "compute", "tracker")
 NEEDS = "dependencies"
@@ -39,7 +40,7 @@ PROTOCOL_TASKS = "protocol_tasks"
 MATCHED = "matched"
 """Key under which `harness.matching` notes which keys of the method it solved for, and to what budget; nobody types it."""
 UNTYPED = (NEEDS, PROTOCOL_TASKS, MATCHED)
-TOP = (*BLOCKS, "calibration", "seed", "precision", "data_dir", "protocols", "forgetting", "table", *UNTYPED)
+TOP = (*BLOCKS, "calibration", "corpus", "seed", "precision", "data_dir", "protocols", "forgetting", "table", *UNTYPED)
 expressions.register()
 UNTRAINED = {"lr": 0.0}
 """The learning rate of a cell without optimizer steps; its recipe is no part of its identity."""
@@ -96,12 +97,17 @@ def resolve(cfg: DictConfig) -> Resolved:
     task = _task(values["task"])
     budget = build(BudgetConfig, values["budget"], "budget")
     names = {"task": task.name, "model": model.name, "budget": budget.name}
-    recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
+    if spec.slug == CHAIN:
+        config, origins = chains.typed(config, lambda *args: _recipe(args[0], args[1], names, {**values["recipe"], **args[2]}, args[3]))
+        recipe = chains.counted(config).recipe
+    else:
+        recipe, origins = _recipe(spec.adjusted(config), matchers, names, values["recipe"], spec.slug)
     _check_run(run, recipe)
     _check_batch(recipe.batch, run.micro_batch, processes(compute, run))
     calibration = _calibration(values.get("calibration") or {}, spec.adjusted(config), model, task)
+    corpus = _corpus(values.get("corpus") or {}, spec.adjusted(config), model, task)
     origins |= {f"method.{key}": str(text) for key, text in (values.get(MATCHED) or {}).items()}
-    cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins, calibration)
+    cell = Cell(spec.slug, config, model, task, budget, recipe, top.seed, top.precision, origins, calibration, corpus)
     needs = {str(name): resolve(OmegaConf.create(need)) for name, need in (values.get(NEEDS) or {}).items()}
     forgetting = tuple(dict.fromkeys(top.forgetting))
     protocols = protocol_tasks(values.get(PROTOCOL_TASKS) or {}, task, forgetting)
@@ -190,6 +196,20 @@ def _calibration(values: Mapping[str, Any], traits: Traits, model: ModelConfig, 
     evaluated = (task.dataset, getattr(task, "split", None))
     if overlap(config.source, [evaluated]):
         raise UserError(f"calibration.source={config.source} is the text that task {task.name} is measured on; give another one")
+    return replace(config, length=config.length or min(CALIBRATION_LENGTH, model.max_length))
+
+
+def _corpus(values: Mapping[str, Any], traits: Traits, model: ModelConfig, task: TaskConfig) -> CorpusConfig | None:
+    """None where nothing trains, or nothing is given; refused beside a task's own training rows."""
+    config = build(CorpusConfig, values, "corpus")
+    if config.source is None or not traits.trains:
+        return None
+    if trains(task):
+        raise UserError(
+            f"corpus.source={config.source} is for tasks without training rows and {task.name} has some; give corpus.source=null"
+        )
+    if overlap(config.source, [(task.dataset, getattr(task, "split", None))]):
+        raise UserError(f"corpus.source={config.source} is the text that task {task.name} is measured on; give another one")
     return replace(config, length=config.length or min(CALIBRATION_LENGTH, model.max_length))
 
 

@@ -2,11 +2,12 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from harness.registry import METHODS, load_spec
+from harness.registry import CHAIN, METHODS, load_spec
 from harness.store import write_atomically
 
 ROOT = METHODS.parent
@@ -29,6 +30,13 @@ def sources(slug: str) -> dict[str, str]:
             seen[path], imported = _parsed(path, status.st_mtime_ns, status.st_size)
             todo += imported
     return {path.relative_to(ROOT).as_posix(): seen[path] for path in sorted(seen)}
+
+
+def of_method(half: Mapping[str, Any]) -> dict[str, str]:
+    """`sources` of a recorded method block (`identity["method"]`): for a chain those of all its steps."""
+    parts = [sources(step["name"]) for step in half["steps"].values()] if half["name"] == CHAIN else []
+    merged = {name: digest for part in [sources(half["name"]), *parts] for name, digest in part.items()}
+    return {name: merged[name] for name in sorted(merged)}
 
 
 def keep(hashes: dict[str, str], store: Path) -> None:

@@ -41,7 +41,7 @@ def outdated(record: Record, version: int | None = None) -> list[tuple[Result, i
 
 def difference(record: Record, store: Store) -> str:
     """Unified diff from the source texts that made a record to today's."""
-    today = sourcetexts.sources(record.identity["method"]["name"])
+    today = sourcetexts.of_method(record.identity["method"])
     parts: list[str] = []
     for name in sorted(set(record.sources) | set(today)):
         if record.sources.get(name) != today.get(name):
@@ -53,7 +53,7 @@ def difference(record: Record, store: Store) -> str:
 
 def _changed(record: Record) -> dict[str, str]:
     try:
-        today = sourcetexts.sources(record.identity["method"]["name"])
+        today = sourcetexts.of_method(record.identity["method"])
     except UserError:
         return {f"method {record.identity['method']['name']}": "gone"}
     names = [*record.sources, *(name for name in today if name not in record.sources)]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.nearmiss import nearest
-from methods.spec import UserError
+from methods.spec import Stage, UserError
 
 T = TypeVar("T")
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -84,4 +84,11 @@ def plain(value: Any) -> dict[str, Any]:
     So a field that is added later changes no cell id until someone uses it.
     """
     held = {f: getattr(value, f.name) for f in fields(value)}
-    return {f.name: v for f, v in held.items() if "added" not in f.metadata or f.metadata["added"] != v}
+    return {f.name: _plain(v) for f, v in held.items() if "added" not in f.metadata or f.metadata["added"] != v}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Stage):
+        recipe = {"recipe": plain(value.recipe)} if value.trains() else {}
+        return {"name": value.method, **plain(value.config), **recipe}
+    return {key: _plain(v) for key, v in value.items()} if isinstance(value, dict) else value

@@ -95,6 +95,12 @@ class Context(Protocol):
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator seeded from (seed, name): equal for equal names whatever was drawn before."""
 
+    def stage(self, name: str, method: "Method", recipe: Any, share: float, selects: bool) -> AbstractContextManager[None]:
+        """For chains: inside, phases, `once`, `cell` and generators are `name`'s own, and `train` calls the hooks of `method`.
+
+        It trains under `recipe` for `share` of the budget; without `selects` no checkpoint is chosen by selection rows.
+        """
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Meters a block that is not `train` (seconds, examples, memory) under its own name."""
 

@@ -1,12 +1,15 @@
 """Words that a method's `Config` and `traits` may use. Torch-free, so that configuration stays fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 """Roles of the linear maps that an adapter may target (see `methods/roles.py`)."""
 PLACED = ("auto", "checkpoint", "adapter")
+ALLOCATIONS = ("uniform", "global", "owl")
+"""How a sparsity is spread over the layers: equal, by comparing all scores of the dense model, by each block's share of outliers."""
 MASK_SCOPES = ("row", "layer", "global")
 """Which weights compete for being kept: those of one output, of one matrix, or all prunable ones."""
 
@@ -41,6 +44,8 @@ class Traits:
     folds: bool = True
     """`finalize` returns a stock transformers model with the same logits. Where False, the inserted modules stay; `detach` and `attach`
     take them out for the export and put them back after a reload."""
+    reshapes: bool = False
+    """With `folds=False`: the finalized model has stock modules, only smaller, so that another technique can follow in a chain."""
     exports_lora: bool = False
     """`lora` gives the final change of the backbone as low-rank factors, which a standard PEFT LoRA adapter holds."""
     gradients: bool = True
@@ -106,6 +111,26 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One typed step of a chain."""
+
+    method: str
+    """Slug."""
+    config: Any
+    """An instance of the method's own `Config`."""
+    traits: Traits
+    """As they hold under `config`."""
+    recipe: Any
+    """The step's `Recipe`."""
+    make: Callable[[], Any]
+    """The method itself; imports torch."""
+
+    def trains(self) -> bool:
+        """Whether it makes optimizer steps."""
+        return self.traits.trains and self.traits.gradients
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellNames:
     """What a method may know of its own cell when it names the cells that it needs."""
 
@@ -154,6 +179,18 @@ def nm_pattern(key: str, value: str) -> tuple[int, int] | None:
     if not (colon and kept.isdecimal() and group.isdecimal() and 0 < int(kept) < int(group)):
         raise UserError(f"{key}={value} is not allowed; allowed: unstructured, or N:M with 0 < N < M such as 2:4")
     return int(kept), int(group)
+
+
+def allocation_rule(allocation: str, times: float, reach: float, sparsity: float, pattern: str) -> None:
+    """Refuse an unknown way to spread a sparsity over layers, OWL's values out of range, and any but `uniform` for an N:M pattern."""
+    choice("method.allocation", allocation, ALLOCATIONS)
+    number("method.owl_times", times, 0, open_low=True)
+    number("method.owl_reach", reach, 0)
+    if allocation != "uniform" and pattern != "unstructured":
+        raise UserError(f"method.pattern={pattern} gives every layer the same sparsity; give method.allocation=uniform with it")
+    if allocation == "owl" and not (sparsity - 2 * reach >= 0 and sparsity + 2 * reach < 1):
+        limit = min(sparsity, 1 - sparsity) / 2
+        raise UserError(f"method.owl_reach={reach} could empty a layer or fill it at method.sparsity={sparsity}; give less than {limit:g}")
 
 
 def mask_shape(sparsity: float, scope: str, pattern: str) -> None:

@@ -5,6 +5,7 @@ Torch-free. What is evaluated is never calibrated on: every source is the traini
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,14 @@ def draw(documents: Sequence[str], encode: Encode, source: Source, sequences: in
             "were asked for; give fewer or a smaller calibration.length"
         )
     return drawn
+
+
+def drawn(documents: Sequence[str], encode: Encode, source: Source, sequences: int | None, length: int, seed: int) -> list[list[int]]:
+    """As `draw`, but all there are where `sequences` is None or more than the text gives; `UserError` where it gives none."""
+    found = (_windows if source.joined else _excerpts)(documents, encode, sequences or sys.maxsize, length, seed)
+    if not found:
+        raise UserError(f"{source.dataset} {SPLIT} holds no {length} tokens in a row; give a smaller corpus.length")
+    return found
 
 
 def ids_hash(sequences: Sequence[Sequence[int]]) -> str:

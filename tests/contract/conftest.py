@@ -56,7 +56,8 @@ def reason(method: str, model: str) -> str | None:
     base = resolved("method", method)
     task = resolved("task", "glue/sst2" if base.traits.trains else "wikitext2").cell.task
     task = replace(task, **({"context": 32} if hasattr(task, "context") else {"max_length": 32}))
-    return incompatible(replace(base, cell=replace(base.cell, model=resolved("model", model).cell.model, task=task)))
+    text = base.cell.calibration and replace(base.cell.calibration, length=32)
+    return incompatible(replace(base, cell=replace(base.cell, model=resolved("model", model).cell.model, task=task, calibration=text)))
 
 
 @cache

@@ -11,12 +11,14 @@ FILLER = ["a", "film", "story", "with", "some", "plot", "and", "music"]
 
 
 def write_toy_data(folder: Path) -> Path:
-    """SST-2-shaped rows (sentence, label, idx) and WikiText-shaped text under the folder layout of `tasks/datasets.py`."""
+    """SST-2-shaped rows (sentence, label, idx), WikiText-shaped text and BoolQ's passages under the layout of `tasks/datasets.py`."""
     draws = random.Random(0)
     _parquet(folder / "glue/sst2/train_partial.parquet", _sentences(draws, 160))
     _parquet(folder / "glue/sst2/validation_partial.parquet", _sentences(draws, 48))
     text = [" ".join(draws.choices(FILLER + GOOD + BAD, k=12)) for _ in range(40)]
     _parquet(folder / "wikitext/wikitext-2-raw-v1/test_partial.parquet", {"text": text})
+    passages = [" ".join(draws.choices(FILLER + GOOD + BAD, k=40)) for _ in range(12)]
+    _parquet(folder / "commonsense_hub/boolq/train_partial.parquet", {"question": passages, "answer": [True] * 12, "passage": passages})
     return folder
 
 

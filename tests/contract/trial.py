@@ -24,6 +24,7 @@ from harness.seeding import seed_everything
 from harness.store import Store
 
 STEPS = 4
+CALIBRATION = ["calibration.source=boolq_passages", "calibration.sequences=4", "calibration.length=32"]
 TASKS = {
     "classification": ["task=glue/sst2", "task.selection=last", "task.max_length=32"],
     "text": ["task=wikitext2", "task.context=32", "task.limit=4"],
@@ -58,6 +59,8 @@ class Observed:
     final: nn.Module | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Of the prepared model."""
+    method: Any = None
+    """The method itself after its life."""
 
 
 class Trial:
@@ -67,13 +70,15 @@ class Trial:
         self.method, self.model, self.root, self.data = method, model, root, data
         self.traits = resolve(OmegaConf.create(compose([f"method={method}", "recipe.lr=1e-3"]))).traits
         self.form = "classification" if self.traits.trains else "text"
+        self.calibration = CALIBRATION if self.traits.calibration else []
 
     @cached_property
     def base(self) -> dict[str, Any]:
         """The resolved configuration of this pair; composed once, since composing costs more than a tiny cell."""
         run = ["run.keep_model=true", "run.eval_batch=16", "run.device=cpu"]
         short = [f"budget.examples={16 * STEPS}", "recipe.batch=16", "recipe.lr=1e-3", "budget=smoke"]
-        return compose([f"method={self.method}", f"model={self.model}", f"data_dir={self.data}", *TASKS[self.form], *short, *run])
+        names = [f"method={self.method}", f"model={self.model}", f"data_dir={self.data}"]
+        return compose([*names, *TASKS[self.form], *self.calibration, *short, *run])
 
     def container(self, store: str, *extra: str) -> dict[str, Any]:
         """The configuration with a store of its own and `key=value` changes."""
@@ -159,7 +164,20 @@ def observe(container: dict[str, Any]) -> Observed:
     fitted_logits, fitted = probe_logits(model), snapshot(model)
     final = bench.method.finalize(model, bench.ctx)
     return Observed(
-        loaded, prepared_logits, fitted_logits, probe_logits(final), start, fitted, trainable, head_after, head, splits, order, final, fixed
+        loaded,
+        prepared_logits,
+        fitted_logits,
+        probe_logits(final),
+        start,
+        fitted,
+        trainable,
+        head_after,
+        head,
+        splits,
+        order,
+        final,
+        fixed,
+        bench.method,
     )
 
 

@@ -56,6 +56,10 @@ class FakeContext:
         assert (split, n) == ("train", None)
         yield from self.rows
 
+    def calibration(self) -> torch.Tensor:
+        """Eight sequences of 24 random tokens."""
+        return torch.randint(6, 260, (8, 24), generator=torch.Generator().manual_seed(self.seed))
+
     def generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
 
