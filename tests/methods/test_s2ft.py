@@ -205,8 +205,8 @@ def test_columns_follow_the_path_of_paca_under_sgd(name: str) -> None:
         sgd(ours, batches(4))
     sgd(theirs, batches(4))
     for key, layer in wrapped(ours).items():
-        assert torch.allclose(layer.folded()[0], theirs.get_submodule(key).folded()[0], atol=1e-5)
-        assert not torch.allclose(layer.folded()[0], start[key], atol=1e-3)
+        moved, apart = layer.folded()[0] - start[key], layer.folded()[0] - theirs.get_submodule(key).folded()[0]
+        assert moved.any() and apart.abs().max() <= 1e-4 * moved.abs().max()
 
 
 def test_less_memory_than_lora_and_full_fine_tuning() -> None:
