@@ -73,6 +73,27 @@ def test_one_sgd_step_moves_the_scores_by_the_dense_gradient_times_the_weight(na
         assert expected.any() and torch.allclose(one.mask_scores, expected, atol=1e-8)
 
 
+def test_it_learns_to_keep_what_the_loss_needs() -> None:
+    """Half of the inputs matter and have the smaller weights: their scores rise above those of the other half."""
+    torch.manual_seed(0)
+    one = FullLinear(nn.Linear(16, 8, bias=False), Level(0.0), Rows(), 0.0)
+    weight = one.stock().weight
+    with torch.no_grad():
+        weight.copy_(0.1 * torch.randn(8, 16))
+        weight[:, 8:] += 0.5
+    useful = weight.detach().clone() * 3
+    useful[:, 8:] = 0
+    rates = [{"params": [one.mask_scores], "lr": 1e-2}, {"params": [weight], "lr": 1e-3}]
+    optimizer = torch.optim.AdamW(rates, weight_decay=0.0)
+    for step in range(100):
+        one.level.value = min(0.5, step / 100)
+        x = torch.randn(32, 16)
+        optimizer.zero_grad()
+        (one(x) - x @ useful.T).square().mean().backward()
+        optimizer.step()
+    assert one.mask()[:, :8].float().mean() > 0.9
+
+
 @pytest.mark.parametrize(("name", "sparsity"), [("tiny_bert", 0.9), ("tiny_gpt2", 0.33), ("tiny_neox", 0.5)])
 def test_exact_counts_after_training(name: str, sparsity: float) -> None:
     method = movement(sparsity=sparsity)
