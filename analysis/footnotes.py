@@ -19,7 +19,8 @@ def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     done = frame[frame["status"] == DONE]
     damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
     notes = (
-        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _made_from(done),
+        _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _in_domain(done),
+        _made_from(done),
         _mixed_numerics(done), _duplicates(done), damaged,
     )  # fmt: skip
     return [note for some in notes for note in some]
@@ -68,6 +69,21 @@ def _training_notes(done: pd.DataFrame) -> Iterable[str]:
         rows = group["data"].iloc[0].get("train") or {}
         if rows.get("official") is False:
             yield f"{model}, {task}: trained on {rows['rows']} rows of {rows['dataset']} ({rows['split']}), not the official set"
+
+
+def _in_domain(done: pd.DataFrame) -> Iterable[str]:
+    """Rows that were calibrated or trained on another part of the text that they are measured on."""
+    for (name, label), group in done.groupby(["column", "label"]):
+        measured = _family(group["rows"].iloc[0]["dataset"])
+        for role, verb in (("calibration", "calibrated"), ("train", "trained")):
+            texts = [data[role] for data in group["data"] if "ids_sha256" in data.get(role, {})]
+            near = sorted({f"{text['dataset']} ({text['split']})" for text in texts if _family(text["dataset"]) == measured})
+            yield from (f"{name}: {label} was {verb} on {text}, of the domain of the column" for text in near)
+
+
+def _family(dataset: str) -> str:
+    """`wikitext2` of `wikitext2_v1`."""
+    return dataset.partition("_")[0]
 
 
 def _made_from(done: pd.DataFrame) -> Iterable[str]:

@@ -14,9 +14,9 @@ HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")
 def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
     """Add `label`, for instance `magnitude (sparsity=0.5, retrain)`.
 
-    It names the method's configuration keys that differ within the frame; then the recipe values, training text, budget and precision that
-    differ among cells of the same method, configuration, model and protocol (a recipe may differ by task without being
-    another row); and the variant where it is not `main`.
+    It names the method's configuration keys that differ within the frame; then the recipe values, training and calibration text, budget
+    and precision that differ among cells of the same method, configuration, model and protocol (a recipe may differ by task without
+    being another row); and the variant where it is not `main`.
     """
     frame = frame.copy()
     labels = pd.Series("", index=frame.index, dtype=object)
@@ -24,7 +24,7 @@ def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
         own = [key for key in frame if key.startswith("method.") and _differs(group[key])]
         settings = group.apply(lambda row, own=own: _settings(row, own), axis=1)
         labels[group.index] = [_label(method, parts) for parts in settings]
-    other = [key for key in frame if key.startswith(("recipe.", "corpus."))] + ["budget", "precision"]
+    other = [key for key in frame if key.startswith(("recipe.", "corpus.", "calibration."))] + ["budget", "precision"]
     for _, group in frame.groupby([labels, "model", "protocol"], dropna=False):
         # A failed cell knows only the recipe values that it was given, so it does not decide which ones differ.
         keys = [key for key in other if _differs(group[group["status"] == "done"][key])]

@@ -112,7 +112,8 @@ def _configuration(half: dict[str, Any]) -> dict[str, Any]:
     return {
         "method": title(half["method"]), "model": half["model"]["name"], "task": half["task"]["name"],
         "budget": half["budget"]["name"], "precision": half["precision"],
-        **_flat("method", method), **_flat("recipe", half.get("recipe") or {}), **_flat("corpus", half.get("corpus") or {}),
+        **_flat("method", method), **_flat("recipe", half.get("recipe") or {}),
+        **{f"{text}.source": (half.get(text) or {}).get("source") for text in ("corpus", "calibration") if half.get(text)},
     }  # fmt: skip
 
 

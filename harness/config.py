@@ -232,7 +232,7 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if re.split("[:/]", self.source)[0] in SOURCES and self.source not in SOURCES:
             names = ", ".join(SOURCES)
-            raise UserError(f"calibration.source={self.source} names a split, and calibration text is always of train; allowed: {names}")
+            raise UserError(f"calibration.source={self.source} names a split, and each text has its own; allowed: {names}")
         choice("calibration.source", self.source, SOURCES)
         number("calibration.sequences", self.sequences, 1)
         if self.length is not None:

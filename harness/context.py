@@ -83,7 +83,7 @@ class CellContext:
         """Rows of the training text, as many as the budget sees; what they are is kept in `read`."""
         corpus = self.config.corpus
         source = calibration.SOURCES[corpus.source]
-        rows = self.task.sources.rows(source.dataset, calibration.SPLIT)
+        rows = self.task.sources.rows(source.dataset, source.split)
         documents = rows.data[source.column][:]
         ids = calibration.drawn(documents, self._encode_plain, source, self.config.budget.examples, corpus.length, self.seed)
         self.read = {**rows.describe(), "sequences": len(ids), "length": corpus.length, "ids_sha256": calibration.ids_hash(ids)}
@@ -143,7 +143,7 @@ class CellContext:
             raise ValueError(f"{self.config.method} has no trait calibration")
         if self._calibration is None:
             source = calibration.SOURCES[config.source]
-            rows = self.task.sources.rows(source.dataset, calibration.SPLIT)
+            rows = self.task.sources.rows(source.dataset, source.split)
             seed = self.seed if config.seed is None else config.seed
             ids = calibration.draw(rows.data[source.column][:], self._encode_plain, source, config.sequences, config.length, seed)
             self.calibrated = {**rows.describe(), "sequences": len(ids), "length": config.length, "ids_sha256": calibration.ids_hash(ids)}

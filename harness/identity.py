@@ -12,7 +12,7 @@ from harness.config import ModelConfig
 from harness.resolve import Resolved, steps
 from harness.typed import plain
 from harness.weights import fingerprint
-from tasks.calibration import SOURCES, SPLIT
+from tasks.calibration import SOURCES
 from tasks.sources import Sources
 from tasks.spec import LmEvalConfig
 
@@ -96,7 +96,8 @@ def _draws(resolved: Resolved) -> set[str]:
 
 def _text_fingerprints(resolved: Resolved, sources: Sources) -> dict[str, str]:
     texts = {"calibration": resolved.cell.calibration, "corpus": resolved.cell.corpus}
-    return {name: sources.fingerprint(SOURCES[text.source].dataset, SPLIT) for name, text in texts.items() if text is not None}
+    found = {name: SOURCES[text.source] for name, text in texts.items() if text is not None}
+    return {name: sources.fingerprint(source.dataset, source.split) for name, source in found.items()}
 
 
 def digest(canonical: dict[str, Any]) -> str:

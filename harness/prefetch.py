@@ -23,7 +23,7 @@ from harness.typed import build
 from harness.weights import asset_wheel, identifier, local_folder
 from methods.spec import UserError
 from tasks import sources
-from tasks.calibration import SOURCES, SPLIT
+from tasks.calibration import SOURCES
 from tasks.datasets import spec
 from tasks.spec import KINDS
 
@@ -146,7 +146,7 @@ def _texts(cfg: DictConfig) -> list[tuple[str, str]]:
     looks = any(load_spec(block.name).traits.calibration for block in blocks)
     kinds = {"calibration": CalibrationConfig if looks else None, "corpus": CorpusConfig}
     texts = [build(kind, OmegaConf.to_container(cfg[key], resolve=True), key).source for key, kind in kinds.items() if kind]
-    return [(SOURCES[text].dataset, SPLIT) for text in texts if text]
+    return [(SOURCES[text].dataset, SOURCES[text].split) for text in texts if text]
 
 
 def _model(model: ModelConfig, wanted: Needs) -> str:

@@ -44,6 +44,8 @@ class Traits:
     folds: bool = True
     """`finalize` returns a stock transformers model with the same logits. Where False, the inserted modules stay; `detach` and `attach`
     take them out for the export and put them back after a reload."""
+    recovers: bool = False
+    """`finalize` goes back to the model that was loaded and takes what was trained along, so logits change there."""
     reshapes: bool = False
     """With `folds=False`: the finalized model has stock modules, only smaller, so that another technique can follow in a chain."""
     exports_lora: bool = False
