@@ -3,7 +3,8 @@
 Full fine-tuning gives theta_ft. Base patch g_0: the `patch` N entries that moved most. Then S <- S - eta dL/dS, S from U(0, 1), with
 gamma(S) = g_0 + (1 - 2 g_0) sigma(S - b) and dL/dS = dL/dtheta (theta_ft - theta_pre) (1 - 2 g_0) sigma'(S - b) at theta(gamma(S)). The
 graft is the rounded gamma of the best step. Plain gradient steps with a huge eta, as in the official code: sigma' is about 1e-4 at
-the start. Adam would move every entry alike and end far from sparse.
+the start. (Its 1e7 flips nothing in the 10 steps that are the default here, on MiniLM and SST-2; 1e9, the default, does, and the loss
+falls with every step.) Adam would move every entry alike and end far from sparse.
 
 Entries are the parameters of the blocks; embeddings and all else outside of them are frozen, and the task head is that of theta_ft,
 in no graft (the paper's head is the language model's own, frozen). The loss is taken in eval mode.
