@@ -59,9 +59,7 @@ def test_the_length_is_the_models_where_none_is_given() -> None:
 def test_test_splits_and_measured_text_are_refused() -> None:
     with pytest.raises(UserError, match=r"calibration\.source=wikitext2:test names a split, and each text has its own"):
         CalibrationConfig("wikitext2:test")
-    with pytest.raises(
-        UserError, match=r"calibration\.source=pile is not allowed; allowed: c4, wikitext2, boolq_passages, wiki"
-    ):
+    with pytest.raises(UserError, match=r"calibration\.source=pile is not allowed; allowed: c4, wikitext2, boolq_passages, wiki"):
         CalibrationConfig("pile")
     measured = ChoiceConfig("commonsense/boolq", "choice", "boolq", "accuracy", "train", None, 1)
     with pytest.raises(UserError, match="is the text that task commonsense/boolq is measured on"):
