@@ -20,6 +20,8 @@ OLD = 3600.0
 """Seconds after which a file written aside belongs to nobody."""
 RESUME = ("checkpoints", "once", "unsealed.json")
 """What a cell needs to go on, and a finished one does not."""
+BESIDE = ("adapter", "delta", "model.packed.safetensors")
+"""What a cell leaves beside its exported model."""
 REPLACED_FOLDER, SOURCES_FOLDER = ".replaced", ".sources"
 
 
@@ -85,7 +87,7 @@ def _of_cell(store: Store, cell: str, model: bool) -> Iterator[Removal]:
     if lease.holder(folder) is not None:
         return
     if readable(store, cell) is not None:
-        names = {CHECKPOINTS: RESUME, MODELS: ("model", "adapter") if model else ()}
+        names = {CHECKPOINTS: RESUME, MODELS: ("model", *BESIDE) if model else ()}
         yield from (
             Removal(kind, folder / name, used(folder / name), cell) for kind, own in names.items() for name in own if _there(folder, name)
         )

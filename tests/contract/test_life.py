@@ -27,6 +27,11 @@ def close(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-6)).item()
 
 
+def only_pruned(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether entries became zero and nothing else changed."""
+    return torch.equal(after, torch.where(after == 0, after, before))
+
+
 def test_the_yaml_holds_exactly_the_keys_of_the_config(trial: Trial) -> None:
     given = {key for key in trial.base["method"] if key not in ("name", "recipes")}
     assert given == {field.name for field in dataclasses.fields(method_class(trial.method).Config)}
@@ -41,8 +46,8 @@ def test_logits_are_unchanged_at_initialisation_where_promised(trial: Trial) -> 
 def test_only_declared_parameters_change(trial: Trial) -> None:
     seen = trial.observed
     changed = {n for n, tensor in seen.fitted.items() if n in seen.prepared and not torch.equal(tensor, seen.prepared[n])}
-    assert changed <= seen.trainable
-    assert bool(changed) == trial.traits.trains
+    assert all(trial.traits.sparse and only_pruned(seen.prepared[n], seen.fitted[n]) for n in changed - seen.trainable)
+    assert bool(changed & seen.trainable) == trial.traits.trains
 
 
 def test_the_whole_task_head_trains(trial: Trial) -> None:

@@ -91,6 +91,15 @@ def test_models_go_on_request_unless_a_record_or_a_planned_cell_depends_on_them(
     assert models() == set()
 
 
+def test_what_lies_beside_a_model_goes_with_it(store: Store) -> None:
+    for name in ("adapter/a", "delta/delta.safetensors", "model.packed.safetensors"):
+        written(store.folder("done") / name, 10, WEEK_AGO)
+    found = [one for one in clean.removals(store, ["done"], models=True) if one.kind == clean.MODELS]
+    assert {one.path.name: one.bytes for one in found} == {"model": 1000, "adapter": 10, "delta": 10, "model.packed.safetensors": 10}
+    clean.remove(store, found)
+    assert not any(one.path.exists() for one in found)
+
+
 def test_a_sweep_cleans_its_own_cells_and_all_cleans_what_is_outside_of_cells(store: Store) -> None:
     written(store.root / ".replaced" / "done-1" / "record.json", 20, WEEK_AGO)
     written(store.root / ".replaced" / "other-1" / "record.json", 40, WEEK_AGO)

@@ -7,15 +7,22 @@ import torch
 from safetensors.torch import load_file
 
 from harness import sparse_export
-from methods.prune.magnitude import Magnitude
-from methods.roles import prunable_parameters
-from tests.methods.fakes import FakeContext, build
+from methods.maths.masks import layer_mask, nm_mask
+from methods.roles import prunable_parameters, weight_is_transposed
+from methods.spec import nm_pattern
+from tests.methods.fakes import build
 
 
 def pruned(name: str, folder: Path, pattern: str, sparsity: float, dtype: torch.dtype) -> None:
-    method = Magnitude(Magnitude.Config(sparsity=sparsity, scope="layer", pattern=pattern, retrain=False))
-    ctx = FakeContext(method, [])
-    method.finalize(method.prepare(build(name, classify=False), ctx), ctx).to(dtype).save_pretrained(folder)
+    """The smallest weights of every matrix multiplied by 0, which makes some zeros negative; N:M along the inputs."""
+    model = build(name, classify=False)
+    nm = nm_pattern("pattern", pattern)
+    for key, weight in prunable_parameters(model).items():
+        flipped = weight_is_transposed(model.get_submodule(key.rpartition(".")[0]))
+        scores = weight.detach().abs().mT if flipped else weight.detach().abs()
+        mask = nm_mask(scores, *nm) if nm else layer_mask(scores, sparsity)
+        weight.data *= mask.mT if flipped else mask
+    model.to(dtype).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
