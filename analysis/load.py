@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import add_labels
-from harness.chains import title
 from harness.record import Record, Result
+from harness.registry import title
 from harness.store import Store
 from methods.spec import UserError
 

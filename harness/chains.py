@@ -33,11 +33,6 @@ def counted(config: Any) -> Stage:
     return next((stage for stage in reversed(stages) if stage.trains()), stages[-1])
 
 
-def title(half: Mapping[str, Any]) -> str:
-    """What a recorded method block is called: a chain by its steps, `wanda+lora`."""
-    return "+".join(half["steps"][name]["name"] for name in half["order"]) if half["name"] == CHAIN else str(half["name"])
-
-
 def _stage(name: str, block: Any, recipe_of: RecipeOf) -> tuple[Stage, dict[str, str]]:
     where = f"method.steps.{name}"
     if not isinstance(block, dict) or "name" not in block:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,11 @@ def method_class(slug: str) -> type:
     """The method's class, really imported (with torch)."""
     path = _path(slug)
     return getattr(importlib.import_module(_module(path)), _method_node(path).name)
+
+
+def title(half: Mapping[str, Any]) -> str:
+    """What a recorded method block is called: a chain by its steps, `wanda+lora`."""
+    return "+".join(half["steps"][name]["name"] for name in half["order"]) if half["name"] == CHAIN else str(half["name"])
 
 
 def _path(slug: str) -> Path:

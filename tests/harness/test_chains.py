@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from harness import cell as spine
 from harness import guard, sourcetexts
-from harness.chains import title
 from harness.compose import compose
 from harness.identity import identify
+from harness.registry import title
 from harness.resolve import Resolved, resolve
 from harness.store import Store
 from methods.spec import UserError
