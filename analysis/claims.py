@@ -131,7 +131,8 @@ def _recorded(slug: str, claim: Claim, evidence: Sequence[Evidence]) -> Line:
     answers = [answer for store in evidence for answer in store.answers(claim.direction)]
     if not answers:
         return _not_run(slug, claim, "; ".join([*reasons, f"no record compares {_compared(claim.direction)}"]))
-    return Line(slug, claim, None, direction_of(told(answers)), "; ".join(reasons), answers=tuple(answers))
+    compared = any(answer.gain for answer in answers)
+    return Line(slug, claim, None, direction_of(told(answers)) if compared else NOT_RUN, "; ".join(reasons), answers=tuple(answers))
 
 
 def _reproduced(claim: Claim, ours: float) -> str:

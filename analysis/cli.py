@@ -89,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
-    claimed = commands.add_parser(
-        "claims", help="published numbers beside ours, counted on architectures or looked up in records"
-    )
+    claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
     claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
     claimed.add_argument("--store", type=Path, nargs="+", help="folders of records: look up scores and comparisons there")

@@ -82,19 +82,22 @@ class Evidence:
         return [answer for key in better if key in worse for answer in self._under(key, better[key], worse[key], direction)]
 
     def _under(self, key: tuple[str, str], better: pd.DataFrame, worse: pd.DataFrame, direction: Direction) -> Iterator[Answer]:
+        unclear = set()
         for (a, left), (b, right) in product(better.groupby("label"), worse.groupby("label")):
-            if a != b and _agree(left, right, direction.equal or ()):
-                twins = [name for own, side in ((left, better), (right, worse)) for name in _twins(own, side)]
-                yield self._answer(key, (str(a), left), (str(b), right), direction, twins)
+            if a == b or not _agree(left, right, direction.equal or ()):
+                continue
+            twins = tuple(name for own, side in ((left, better), (right, worse)) for name in _twins(own, side))
+            if not twins:
+                yield self._answer(key, (str(a), left), (str(b), right), direction)
+            elif twins not in unclear:
+                unclear.add(twins)
+                problem = f"it is not said which recipe stands for a method: {', '.join(twins)}"
+                yield Answer(Comparison(*key, direction.better, direction.worse, None, problem))
 
-    def _answer(
-        self, key: tuple[str, str], a: tuple[str, pd.DataFrame], b: tuple[str, pd.DataFrame], direction: Direction, twins: Sequence[str]
-    ) -> Answer:
+    def _answer(self, key: tuple[str, str], a: tuple[str, pd.DataFrame], b: tuple[str, pd.DataFrame], direction: Direction) -> Answer:
         both = pd.concat([a[1], b[1]])
         metric, sign = both["metric"].iloc[0], 1.0 if both["higher_is_better"].iloc[0] else -1.0
         bare = Comparison(*key, a[0], b[0], None, ratio=metric in LOG_SCALE)
-        if twins:
-            return Answer(replace(bare, problem=f"it is not said which recipe stands for a method: {', '.join(twins)}"))
         if (both["status"] != DONE).any():
             return Answer(replace(bare, problem="not every seed finished"))
         try:
