@@ -125,19 +125,26 @@ def learning(frame: pd.DataFrame, store: Path) -> list[Panel]:
     Raises `UserError` where no cell has a history (compact copies of records have none).
     """
     cells = frame[(frame["status"] == DONE) & (frame["variant"] == MAIN)].drop_duplicates("cell")
-    found = [entry | {"label": row.label, "where": f"{row.model}, {row.task}"} for row in cells.itertuples() for entry in _read(store, row)]
+    found = [
+        entry | {"label": row.label, "cell": row.cell, "where": f"{row.model}, {row.task}"}
+        for row in cells.itertuples()
+        for entry in _read(store, row)
+    ]
     if not found:
         raise UserError(f"{store} has no histories (history.jsonl of the cells); give the store that the sweep was run in")
     panels = []
     for (where, quantity), own in pd.DataFrame(found).groupby(["where", "quantity"], sort=False):
         lines = tuple(Series(str(label), _over_seeds(rows)) for label, rows in own.groupby("label"))
         panels.append(Panel(str(where), "training step", str(quantity), lines))
-    return sorted(panels, key=lambda panel: (panel.title, panel.y_title != "training loss"))
+    moving = [panel for panel in panels if any(len(line.stops) > 1 for line in panel.series)] or panels
+    return sorted(moving, key=lambda panel: (panel.title, panel.y_title != "training loss"))
 
 
 def _over_seeds(rows: pd.DataFrame) -> tuple[Stop, ...]:
+    """The steps that every seed logged (an interrupted run has some of its own), or all where there is none."""
+    every = rows.groupby("step")["cell"].transform("nunique") == rows["cell"].nunique()
     stops = []
-    for step, own in rows.groupby("step"):
+    for step, own in (rows[every] if every.any() else rows).groupby("step"):
         value = spread(own["value"].tolist())
         stops.append(Stop(float(step), value.mean, value.low, value.high, len(own)))
     return tuple(stops)

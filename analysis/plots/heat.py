@@ -56,11 +56,11 @@ def profiles(frame: pd.DataFrame, store: Path, measure: str | None = None) -> li
 
 def _by_weight(measures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """The measures that map names of weights in numbered layers to numbers."""
-    return [
-        (name, values)
-        for name, values in measures.items()
-        if isinstance(values, dict) and values and all(LAYER.search(key) and isinstance(value, int | float) for key, value in values.items())
-    ]
+    return [(name, values) for name, values in measures.items() if isinstance(values, dict) and values and _layered(values)]
+
+
+def _layered(values: Mapping[str, Any]) -> bool:
+    return all(LAYER.search(key) and isinstance(value, int | float) for key, value in values.items())
 
 
 def _matrix(values: Mapping[str, float]) -> pd.DataFrame:
@@ -76,8 +76,9 @@ def _matrix(values: Mapping[str, float]) -> pd.DataFrame:
 
 def _heat(title: str, name: str, matrices: list[pd.DataFrame]) -> Heat:
     mean = pd.concat(matrices).groupby(level=0).mean().sort_index(axis=1)
-    n = f", mean of {len(matrices)} seeds" if len(matrices) > 1 else ""
-    return Heat(title, tuple(mean.index), tuple(map(str, mean.columns)), mean.to_numpy(), "", "layer", name.replace("_", " ") + n)
+    seeds = "1 seed" if len(matrices) == 1 else f"mean of {len(matrices)} seeds"
+    names = tuple(mean.index), tuple(map(str, mean.columns))
+    return Heat(f"{title} ({seeds})", *names, mean.to_numpy(), "", "layer", name.replace("_", " "))
 
 
 def interference(matrix: pd.DataFrame, what: str = "change of the row's score when the column is merged in") -> Heat:

@@ -11,6 +11,9 @@ from analysis.compare import one_per_seed
 from analysis.load import DONE
 from methods.spec import UserError
 
+CHANGE = " after-before"
+"""How the names of columns of changes end (`analysis.changes`)."""
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -32,12 +33,12 @@ SMALL = 6.0
 """Points of a font for labels inside a figure, the smallest that is used."""
 
 
-def figure(width: str, height: float, rows: int = 1, columns: int = 1, **shared: str | bool) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` x `columns` axes, `height` inches; axes row by row. Draw inside `with mpl.rc_context(RC)`."""
+def figure(width: str, height: float, rows: int = 1, columns: int = 1, **given: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` x `columns` axes, `height` inches; axes row by row; `given` to `Figure.subplots`. To be called in `RC`."""
     made = Figure(figsize=(WIDTHS[width], height), layout="constrained")
     FigureCanvasAgg(made)
     made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.05)
-    return made, list(made.subplots(rows, columns, squeeze=False, **shared).ravel())
+    return made, list(made.subplots(rows, columns, squeeze=False, **given).ravel())
 
 
 def save(made: Figure, out: Path) -> None:
