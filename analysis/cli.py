@@ -9,19 +9,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import claims, dashboard, formats, papers
+from analysis import arranged_text, claims, dashboard, formats, layouts, papers
 from analysis.answers import Answers, answers
+from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
 from analysis.export import export_records
-from analysis.layout import layout
+from analysis.layout import Layout, layout
 from analysis.load import load
 from analysis.means import with_means
 from analysis.page import page
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = _command(commands, "table", _table, "print the table of a sweep, or of all records")
     shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
     shown.add_argument("--out", type=Path, help="write to this file")
+    shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
     paged = _command(commands, "page", _page, "write one self-contained HTML file")
     paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
     viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
@@ -108,24 +111,34 @@ def _command(
 
 
 def _build(options: argparse.Namespace) -> Table:
+    frame, plan = _records(options)
+    return table(frame, options.store, plan, before=options.variants)
+
+
+def _records(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
+    """The frame that the options ask for, and the layout of its sweep."""
     frame = load(options.store, options.sweep)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
-    name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
-    return table(frame, options.store, layout(name), before=options.variants)
+    return frame, layout(options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None))
 
 
 def _table(options: argparse.Namespace) -> None:
-    built = _build(options)
-    kind = options.format or _format_of(options.out)
+    """In a paper's layout where one is named, here or in the sweep's own table block."""
+    frame, plan = _records(options)
+    kind, paper = options.format or _format_of(options.out), options.paper or plan.layout
+    made: Any = (
+        arrange(frame, options.store, layouts.paper_layout(paper)) if paper else table(frame, options.store, plan, before=options.variants)
+    )
+    text = (arranged_text.FORMATS if paper else FORMATS)[kind]
     if options.out:
-        _write(options.out, FORMATS[kind](built))
+        _write(options.out, text(made))
     elif kind == "terminal":
-        shown = formats.terminal(built)
+        shown = (arranged_text if paper else formats).terminal(made)
         Console(width=max(Console().width, formats.natural_width(shown))).print(shown)
     else:
-        sys.stdout.write(FORMATS[kind](built))
+        sys.stdout.write(text(made))
 
 
 def _format_of(out: Path | None) -> str:
