@@ -98,7 +98,11 @@ function markOf(at, first) {
   };
   for (const event of ["pointerenter", "focus"]) made.addEventListener(event, () => describe(at.point));
   made.addEventListener("click", open);
-  made.addEventListener("keydown", (event) => void (event.key === "Enter" && open()));
+  made.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault(); // else the key also presses what has the focus in the opened cell
+    open();
+  });
   return made;
 }
 
