@@ -171,7 +171,7 @@ def _d90(options: argparse.Namespace) -> None:
 def _page(options: argparse.Namespace) -> None:
     frame, shape = _framed(options)
     built = table(frame, options.store, shape, before=options.variants)
-    text = page_command.report(built, frame, options.store, shape, _counter() if options.counts else None, options.argv)
+    text = page_command.report(built, frame, options.store, options.sweep, shape, _counter() if options.counts else None, options.argv)
     _write(options.out or options.store / f"{options.sweep or 'report'}.html", text)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.claims import Line, _published, _reasons, ours_text
+from analysis.claims import Line, ours_text, published_text, why
 
 
 def claim_lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -15,11 +15,7 @@ def _line(line: Line) -> dict[str, Any]:
     claim = line.claim
     return {
         "method": line.slug, "id": claim.id, "kind": claim.kind, "what": claim.what, "model": claim.setting.model,
-        "protocol": claim.setting.protocol, "published": _published(claim), "ours": ours_text(line), "ratio": line.ratio,
-        "verdict": line.verdict, "verified": claim.verified, "where": claim.where, "why": _why(line),
-        "source": list(getattr(line, "source", ())),
+        "protocol": claim.setting.protocol, "published": published_text(claim), "ours": ours_text(line), "ratio": line.ratio,
+        "verdict": line.verdict, "verified": claim.verified, "where": claim.where, "why": why(line),
+        "source": [*line.source, *(cell for answer in line.answers for cell in answer.cells)],
     }  # fmt: skip
-
-
-def _why(line: Line) -> str:
-    return " ".join(map(str, _reasons([line]))).removeprefix(f"{line.slug} {line.claim.id}: ")

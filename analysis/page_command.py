@@ -11,6 +11,7 @@ import pandas as pd
 from analysis import papers
 from analysis.changes import with_changes
 from analysis.claims import UNVERIFIED, Counts, Line, judged
+from analysis.evidence import Evidence
 from analysis.layout import Layout
 from analysis.means import with_means
 from analysis.page import Made, details, page
@@ -27,21 +28,24 @@ def options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--counts", action="store_true", help="also count the published parameter counts on the meta device (minutes)")
 
 
-def report(table: Table, frame: pd.DataFrame, store: Path, layout: Layout, counts: Counts | None, argv: Sequence[str]) -> str:
+def report(
+    table: Table, frame: pd.DataFrame, store: Path, sweep: str | None, layout: Layout, counts: Counts | None, argv: Sequence[str]
+) -> str:
     """The whole page; `counts` None leaves counts out."""
     whole, _ = with_changes(with_means(frame, layout.means).frame)
+    found = claims(counts, [Evidence(store, sweep)])
     made = Made(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), shlex.join(["parebench-report", *argv]))
-    return page(table, whole, details(frame, store), claims(counts), made)
+    return page(table, whole, details(frame, store), found, made)
 
 
-def claims(counts: Counts | None) -> list[Line]:
-    """Every claim of `analysis/papers`, judged; what needs a count says so where counts are left out."""
+def claims(counts: Counts | None, evidence: Sequence[Evidence]) -> list[Line]:
+    """Every claim of `analysis/papers`, judged by these records; what needs a count says so where counts are left out."""
     files = [papers.published(slug) for slug in papers.slugs()]
     if counts is not None:
-        return judged(files, papers.KINDS, counts)
+        return judged(files, papers.KINDS, counts, evidence)
     uncounted = [Line(file.slug, claim, None, *_left_out(claim)) for file in files for claim in file.claims if claim.count is not None]
     rest = [Published(file.slug, file.paper, [claim for claim in file.claims if claim.count is None]) for file in files]
-    return sorted([*judged(rest, papers.KINDS, _refused), *uncounted], key=lambda line: line.slug)
+    return sorted([*judged(rest, papers.KINDS, _refused, evidence), *uncounted], key=lambda line: line.slug)
 
 
 def _left_out(claim: papers.Claim) -> tuple[str, str]:

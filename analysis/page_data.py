@@ -1,15 +1,14 @@
 """A table and the frame behind it as the plain JSON that the report page shows."""
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from analysis.formats import LEGEND, Entry, grid, header, sentences
+from analysis.formats import LEGEND, Entry, grid, header, ranked, sentences, side_numbers
 from analysis.load import DONE
-from analysis.tables import Block, Cell, Column, Row, Table
+from analysis.tables import Across, Block, Cell, Column, Row, Table
 from harness.registry import CHAIN, files
 
 COSTS = {
@@ -21,8 +20,6 @@ COSTS = {
     "flops_all": "training FLOPs, with those of the cells it was made from",
 }
 """Costs that quality is plotted against; keys of the frame, `flops_all` = own + inherited."""
-DERIVED = "a mean or a change of other columns"
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 Key = tuple[str, str, str]
 """Model, label, column."""
@@ -41,6 +38,7 @@ def contents(table: Table, frame: pd.DataFrame | None = None) -> dict[str, Any]:
         "costs": [{"key": key, "title": title} for key, title in COSTS.items()],
         "columns": [_column(column) for column in table.columns],
         "blocks": [_block(block, names, methods, costs) for block in table.blocks()],
+        "rankings": [_ranking(across) for across in table.rankings],
         "results": None if frame is None else results(frame, names),
     }  # fmt: skip
 
@@ -111,8 +109,13 @@ def _row(
         _cell(row.cells[column.name], entry, costs.get((row.model, row.label, column.name)))
         for column, entry in zip(block.columns, line[2:first], strict=True)
     ]
-    sides = [[entry.text, first_number(entry.text)] for entry in line[first:]]
+    sides = [[entry.text, number] for entry, number in zip(line[first:], side_numbers(row), strict=True)]
     return {"model": row.model, "label": row.label, "method": method, "family": family(method), "cells": cells, "sides": sides}
+
+
+def _ranking(across: Across) -> dict[str, Any]:
+    shown = ranked(across)
+    return {"caption": shown.caption, "titles": shown.titles, "lines": [[entry.text for entry in line] for line in shown.lines]}
 
 
 def _cell(cell: Cell, entry: Entry, costs: list[float | None] | None) -> dict[str, Any]:
@@ -120,15 +123,9 @@ def _cell(cell: Cell, entry: Entry, costs: list[float | None] | None) -> dict[st
     found = {
         "text": entry.text, "value": _finite(cell.center) if cell.values else None, "std": cell.std, "seeds": len(cell.values),
         "of": cell.attempted, "det": cell.deterministic, "best": entry.bold, "tied": entry.tied,
-        "second": getattr(entry, "second", False), "missing": cell.missing, "costs": costs,
+        "second": cell.second, "missing": cell.missing, "costs": costs,
     }  # fmt: skip
     return {key: value for key, value in found.items() if value is not None and value is not False and value != ""}
-
-
-def first_number(text: str) -> float | None:
-    """What a side column is sorted by: `299` of `299–427`."""
-    found = NUMBER.search(text)
-    return float(found[0]) if found else None
 
 
 def _finite(value: Any) -> float | None:

@@ -21,7 +21,7 @@ const CLAIM_COLUMNS = [
   { title: "ratio", key: (claim) => claim.ratio, show: (claim) => (claim.ratio === null ? DASH : String(+claim.ratio.toPrecision(4))) },
   { title: "verdict", left: true, kind: "middle", key: (claim) => claim.verdict, show: verdictOf },
   { title: "where", left: true, kind: "middle", key: (claim) => claim.where, show: (claim) => el("span", {}, claim.where, el("small", {}, claim.verified)) },
-  { title: "why, from what", left: true, kind: "wide", key: (claim) => claim.why, show: reasonOf },
+  { title: "why, from what", left: true, kind: "wide", key: (claim) => claim.why.join(" "), show: reasonOf },
 ];
 
 function verdictOf(claim) {
@@ -32,8 +32,9 @@ function verdictOf(claim) {
 function reasonOf(claim) {
   const cells = claim.source.filter((one) => resultsIn.has(one));
   const rest = claim.source.filter((one) => !resultsIn.has(one));
-  const links = cells.map((cell) => el("a", { href: linkTo({ cell }) }, cell));
-  return el("span", {}, claim.why, ...links.flatMap((link) => [" ", link]), ...(rest.length ? [" ", el("code", {}, rest.join(" "))] : []));
+  const links = unique(cells).map((cell) => el("a", { href: linkTo({ cell }) }, cell));
+  const counted = rest.length ? [el("code", {}, rest.join(" "))] : [];
+  return el("div", {}, ...claim.why.map((text) => el("p", {}, text)), ...[...links, ...counted].flatMap((link) => [link, " "]));
 }
 
 function drawClaims() {

@@ -59,7 +59,7 @@ def frame(store):
 @pytest.fixture(scope="module")
 def lines():
     """Every claim, without counts."""
-    return claims(None)
+    return claims(None, [])
 
 
 @pytest.fixture(scope="module")
