@@ -16,12 +16,13 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import arranged_text, claims, dashboard, formats, layouts, papers
+from analysis import arranged_text, claims, dashboard, formats, layouts, page_command, papers
 from analysis.answers import Answers, answers
 from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
+from analysis.evidence import Evidence
 from analysis.export import export_records
 from analysis.layout import Layout, layout
 from analysis.load import load
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["params"]:
             return _params(argv[1:])
-        options = _parser().parse_args(argv)
+        options = _parser().parse_args(argv, argparse.Namespace(argv=argv))
         return options.run(options) or 0
     except UserError as error:
         errors.print(Text(f"parebench-report: {error}"))
@@ -72,8 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
     shown.add_argument("--out", type=Path, help="write to this file")
     shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
-    paged = _command(commands, "page", _page, "write one self-contained HTML file")
-    paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
+    page_command.options(_command(commands, "page", _page, "write one self-contained HTML file"))
     viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
     viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
@@ -91,9 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
-    claimed = commands.add_parser("claims", help="published parameter counts beside ours, on the papers' architectures")
+    claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
     claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
+    claimed.add_argument("--store", type=Path, nargs="+", help="folders of records: look up scores and comparisons there")
+    claimed.add_argument("--sweep", help="only records of this sweep")
     claimed.set_defaults(run=_claims)
     commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
     return parser
@@ -111,22 +113,23 @@ def _command(
 
 
 def _build(options: argparse.Namespace) -> Table:
-    frame, plan = _records(options)
-    return table(frame, options.store, plan, before=options.variants)
+    frame, shape = _framed(options)
+    return table(frame, options.store, shape, before=options.variants)
 
 
-def _records(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
-    """The frame that the options ask for, and the layout of its sweep."""
+def _framed(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
+    """The records that were asked for, and how their table is laid out."""
     frame = load(options.store, options.sweep)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
-    return frame, layout(options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None))
+    name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
+    return frame, layout(name)
 
 
 def _table(options: argparse.Namespace) -> None:
     """In a paper's layout where one is named, here or in the sweep's own table block."""
-    frame, plan = _records(options)
+    frame, plan = _framed(options)
     kind, paper = options.format or _format_of(options.out), options.paper or plan.layout
     made: Any = (
         arrange(frame, options.store, layouts.paper_layout(paper)) if paper else table(frame, options.store, plan, before=options.variants)
@@ -173,7 +176,10 @@ def _d90(options: argparse.Namespace) -> None:
 
 
 def _page(options: argparse.Namespace) -> None:
-    _write(options.out or options.store / f"{options.sweep or 'report'}.html", page(_build(options)))
+    frame, shape = _framed(options)
+    built = table(frame, options.store, shape, before=options.variants)
+    text = page_command.report(built, frame, options.store, options.sweep, shape, _counter() if options.counts else None, options.argv)
+    _write(options.out or options.store / f"{options.sweep or 'report'}.html", text)
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -270,10 +276,16 @@ def _claims(options: argparse.Namespace) -> int:
     """Published numbers beside ours; 1 where one disagrees and nothing explains it."""
     found = [papers.published(slug) for slug in options.slugs or papers.slugs()]
     kinds = papers.KINDS if options.kind == "all" else (options.kind,)
-    lines = claims.judged(found, kinds, _counter())
+    lines = claims.judged(found, kinds, _counter(), _evidence(options))
     shown = claims.report(lines)
     Console(width=max(Console().width, 170), soft_wrap=True).print(shown)
     return int(claims.failed(lines))
+
+
+def _evidence(options: argparse.Namespace) -> list[Evidence] | None:
+    if options.sweep and not options.store:
+        raise UserError("--sweep names a sweep of a store; give --store <folder> too")
+    return [Evidence(store, options.sweep) for store in options.store] if options.store else None
 
 
 def _counter() -> claims.Counts:
