@@ -16,8 +16,9 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import claims, dashboard, formats, page_command, papers
+from analysis import arranged_text, claims, dashboard, formats, layouts, page_command, papers
 from analysis.answers import Answers, answers
+from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = _command(commands, "table", _table, "print the table of a sweep, or of all records")
     shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
     shown.add_argument("--out", type=Path, help="write to this file")
+    shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
     page_command.options(_command(commands, "page", _page, "write one self-contained HTML file"))
     viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
@@ -126,15 +128,20 @@ def _framed(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
 
 
 def _table(options: argparse.Namespace) -> None:
-    built = _build(options)
-    kind = options.format or _format_of(options.out)
+    """In a paper's layout where one is named, here or in the sweep's own table block."""
+    frame, plan = _framed(options)
+    kind, paper = options.format or _format_of(options.out), options.paper or plan.layout
+    made: Any = (
+        arrange(frame, options.store, layouts.paper_layout(paper)) if paper else table(frame, options.store, plan, before=options.variants)
+    )
+    text = (arranged_text.FORMATS if paper else FORMATS)[kind]
     if options.out:
-        _write(options.out, FORMATS[kind](built))
+        _write(options.out, text(made))
     elif kind == "terminal":
-        shown = formats.terminal(built)
+        shown = (arranged_text if paper else formats).terminal(made)
         Console(width=max(Console().width, formats.natural_width(shown))).print(shown)
     else:
-        sys.stdout.write(FORMATS[kind](built))
+        sys.stdout.write(text(made))
 
 
 def _format_of(out: Path | None) -> str:
