@@ -1,7 +1,6 @@
 """`parebench-report`: records in, tables and pages out."""
 
 import argparse
-import ast
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -16,8 +15,9 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import claims, dashboard, formats, page_command, papers
+from analysis import arranged_text, catalogue, claims, dashboard, formats, layouts, page_command, papers
 from analysis.answers import Answers, answers
+from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
@@ -31,7 +31,6 @@ from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
 from analysis.tune import picks
 from analysis.tune import write as write_picks
-from harness.registry import files, load_spec
 from harness.store import write_atomically
 from methods.spec import UserError
 
@@ -71,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = _command(commands, "table", _table, "print the table of a sweep, or of all records")
     shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
     shown.add_argument("--out", type=Path, help="write to this file")
+    shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
     page_command.options(_command(commands, "page", _page, "write one self-contained HTML file"))
     viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
-    commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
+    catalogue.add(commands)
     claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
     claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
@@ -126,15 +126,20 @@ def _framed(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
 
 
 def _table(options: argparse.Namespace) -> None:
-    built = _build(options)
-    kind = options.format or _format_of(options.out)
+    """In a paper's layout where one is named, here or in the sweep's own table block."""
+    frame, plan = _framed(options)
+    kind, paper = options.format or _format_of(options.out), options.paper or plan.layout
+    made: Any = (
+        arrange(frame, options.store, layouts.paper_layout(paper)) if paper else table(frame, options.store, plan, before=options.variants)
+    )
+    text = (arranged_text.FORMATS if paper else FORMATS)[kind]
     if options.out:
-        _write(options.out, FORMATS[kind](built))
+        _write(options.out, text(made))
     elif kind == "terminal":
-        shown = formats.terminal(built)
+        shown = (arranged_text if paper else formats).terminal(made)
         Console(width=max(Console().width, formats.natural_width(shown))).print(shown)
     else:
-        sys.stdout.write(FORMATS[kind](built))
+        sys.stdout.write(text(made))
 
 
 def _format_of(out: Path | None) -> str:
@@ -240,29 +245,6 @@ def _tune(options: argparse.Namespace) -> None:
     Console().print(shown)
     for path in write_picks(found, options.sweep, options.budget, options.write) if options.write else ():
         Console(soft_wrap=True).print(Text(f"wrote {path}"))
-
-
-def _methods(options: argparse.Namespace) -> None:
-    """Every method: family, model families, what it promises, its paper and what it is."""
-    shown = RichTable(box=SIMPLE, pad_edge=False)
-    for title in ("method", "family", "models", "trains", "sparse", "folds"):
-        shown.add_column(title, no_wrap=True)
-    shown.add_column("what it is", min_width=24)
-    for slug, path in files().items():
-        traits = load_spec(slug).traits
-        marks = ("yes" if value else "no" for value in (traits.trains, traits.sparse, traits.folds))
-        shown.add_row(slug, path.parent.name, "\n".join(traits.families), *marks, Text(_summary(path)))
-    Console().print(shown)
-
-
-def _summary(path: Path) -> str:
-    """The title of the method's file (paper, without the update rule) and the first line of its class."""
-    tree = ast.parse(path.read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    own = [node for node in classes if any(isinstance(child, ast.ClassDef) and child.name == "Config" for child in node.body)]
-    title = (ast.get_docstring(tree) or "").splitlines()[:1]
-    about = [line for node in own[:1] for line in (ast.get_docstring(node) or "").splitlines()[:1]]
-    return ". ".join([text.partition(": ")[0].rstrip(".") for text in title] + about)
 
 
 def _claims(options: argparse.Namespace) -> int:
