@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Group
 
 from analysis import render
-from analysis.arrange import NOT_RUN, Arranged, Line, Place
+from analysis.arrange import NOT_RUN, PUBLISHED, Arranged, Line, Place
 from analysis.formats import DETECTABLE, LEGEND, TIED, count, csv_lines, ranked
 from analysis.layouts import PaperLayout
 from analysis.metrics import LOG_SCALE
@@ -45,7 +45,7 @@ def _renamed(across: Across, names: dict[tuple[str, str], str]) -> Across:
 
 def _grid(model: str, lines: list[Line], arranged: Arranged) -> Grid:
     """The lines of one model; where none is measured, only the columns that have a published value."""
-    measured = any(line.row for line in lines)
+    measured = any(line.kind != PUBLISHED for line in lines)
     quoted = {index for line in lines if line.quoted for index in line.quoted.claims}
     places = arranged.places if measured else _first_forms(place for place in arranged.places if place.index in quoted)
     names = arranged.layout.sides if measured else []
@@ -56,7 +56,7 @@ def _grid(model: str, lines: list[Line], arranged: Arranged) -> Grid:
             shown.append([Entry(line.group)])
         group = line.group
         shown.append([Entry(line.name), *_entries(line, places, arranged.layout), *_sides(line, names)])
-    if measured:
+    if any(line.row for line in lines):
         shown.append([Entry(DETECTABLE), *(_detectable(place, model) for place in places), *[Entry("")] * len(names)])
     titles = ["method", *(place.title if measured else place.spec.show for place in places), *(SIDES[name].title for name in names)]
     return Grid(titles, shown, 1, model)
