@@ -149,5 +149,6 @@ def _key(names: Sequence[Sequence[str]]) -> dict[str, int]:
 def _note(panels: Sequence[Panel], front: bool) -> str:
     seeds = [point.seeds for panel in panels for point in panel.points]
     left_out = sorted({name for panel in panels for name in panel.left_out})
-    parts = [over(seeds), "line: Pareto front" if front else "vertical line: nothing forgotten"]
+    wide = front and any(point.x.high > point.x.low for panel in panels for point in panel.points)
+    parts = [over(seeds) + (", across: their range" if wide else ""), "line: Pareto front" if front else "vertical line: nothing forgotten"]
     return "; ".join(parts + ([f"not shown (failed seeds or no such cost): {', '.join(left_out)}"] if left_out else []))
