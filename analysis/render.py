@@ -135,7 +135,8 @@ def _latex_heading(entry: Entry, width: int, *, first: bool) -> list[str]:
 STYLE = (
     ":root{color-scheme:light dark}body{font-family:system-ui,sans-serif;margin:2rem}table{border-collapse:collapse}"
     ".scroll{overflow-x:auto;margin:1rem 0}caption{text-align:left;padding:.2rem .6rem}li{margin:.2rem 0}"
-    "th,td{padding:.2rem .6rem;text-align:right}td:not(.text),thead th{white-space:nowrap}.text{text-align:left}thead th{border-bottom:1px solid}small{opacity:.75}"
+    "th,td{padding:.2rem .6rem;text-align:right}td:not(.text),thead th{white-space:nowrap}"
+    ".text{text-align:left}thead th{border-bottom:1px solid}small{opacity:.75}"
     "tbody th[colspan]{font-style:italic;border-top:1px solid}"
 )
 
