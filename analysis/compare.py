@@ -11,11 +11,14 @@ import pandas as pd
 from analysis import stats
 from analysis.load import DONE, predictions
 from analysis.metrics import LOG_SCALE, to_scale
+from analysis.packed import Packed
 from analysis.stats import NotComparable, Sample
 from methods.spec import UserError
 
 log = logging.getLogger(__name__)
 
+USED = ("model", "column", "label", "seed", "cell", "predictions", "metric", "value", "deterministic")
+"""Columns of the frame that a sample is made from."""
 REPRODUCED = 1e-6
 """Largest gap (on the comparison scale) between a recorded metric and the one recomputed from its predictions."""
 
@@ -45,9 +48,10 @@ class Samples:
     """Bootstrap samples of (model, column, label), each made once."""
 
     def __init__(self, frame: pd.DataFrame, store: Path, derived: Mapping[str, Derived] | None = None) -> None:
-        self.store, self.derived = store, derived or {}
-        done = frame[frame["status"] == DONE]
-        self.groups = {key: one_per_seed(group) for key, group in done.groupby(["model", "column", "label"])}
+        self.store, self.derived, self.packed = store, derived or {}, Packed(store)
+        done = frame.loc[frame["status"] == DONE, list(USED)].sort_values(["seed", "cell"])
+        row = ["model", "column", "label"]
+        self.groups = dict(list(done.drop_duplicates([*row, "seed"]).groupby(row)))
         self.made: dict[tuple[str, str, str], Sample | NotComparable] = {}
 
     def get(self, model: str, column: str, label: str) -> Sample:
@@ -65,12 +69,20 @@ class Samples:
 
     def _make(self, group: pd.DataFrame, label: str) -> Sample:
         metric = group["metric"].iloc[0]
-        tables = {int(row.seed): predictions(self.store, row.cell, row.predictions) for row in group.itertuples()}
-        made = stats.sample(label, metric, tables, bool(group["deterministic"].all()))
+        places = {int(row[0]): row[1:] for row in zip(group["seed"], group["cell"], group["predictions"], strict=True)}
+        deterministic = bool(group["deterministic"].all())
+        try:
+            made = stats.sample(label, metric, {seed: self._numbers(*place) for seed, place in places.items()}, deterministic)
+        except KeyError:  # a metric of texts, which are not packed
+            made = stats.sample(label, metric, {seed: predictions(self.store, *place) for seed, place in places.items()}, deterministic)
         for seed, value, recorded in zip(made.seeds, made.values, group["value"], strict=True):
             if abs(value - to_scale(metric, recorded)) > REPRODUCED:
                 raise NotComparable(f"{label}: the predictions of seed {seed} give {metric} {value:.6f}, recorded is {recorded:.6f}")
         return made
+
+    def _numbers(self, cell: str, file: str) -> stats.Predictions:
+        packed = self.packed.get(cell, file)
+        return predictions(self.store, cell, file) if packed is None else packed
 
     def _derived(self, model: str, column: str, label: str) -> Sample:
         return self.derived[column].sample(lambda part, whose: self.get(model, part, whose), label)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -81,6 +82,11 @@ def _in_domain(done: pd.DataFrame) -> Iterable[str]:
             yield from (f"{name}: {label} was {verb} on {text}, of the domain of the column" for text in near)
 
 
+def distinct(blocks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Blocks of a record without repetitions, in the order in which they first come."""
+    return list({json.dumps(block, sort_keys=True): block for block in blocks}.values())
+
+
 def _family(dataset: str) -> str:
     """`wikitext2` of `wikitext2_v1`."""
     return dataset.partition("_")[0]
@@ -99,14 +105,14 @@ def _made_from(done: pd.DataFrame) -> Iterable[str]:
 
 def _mixed_numerics(done: pd.DataFrame) -> Iterable[str]:
     for name, group in done.groupby("column"):
-        blocks = [pd.json_normalize(block).iloc[0] for block in group["numerics"]]
+        blocks = [block for _, block in pd.json_normalize(distinct(group["numerics"])).iterrows()]
         differing = [key for key in blocks[0].index if len({repr(block.get(key)) for block in blocks}) > 1 and key != "precision"]
         if differing:
             yield f"{name}: cells ran under different {', '.join(differing)}"
 
 
 def _duplicates(done: pd.DataFrame) -> Iterable[str]:
-    for (model, name, label, seed), group in done.groupby(["model", "column", "label", "seed"]):
-        if len(group) > 1:
-            used, *left_out = sorted(group["cell"])
-            yield f"{label}, {model}, {name}, seed {seed}: several records; {used} is shown, {', '.join(left_out)} left out"
+    key = ["model", "column", "label", "seed"]
+    for (model, name, label, seed), group in done.loc[done.duplicated(key, keep=False), [*key, "cell"]].groupby(key):
+        used, *left_out = sorted(group["cell"])
+        yield f"{label}, {model}, {name}, seed {seed}: several records; {used} is shown, {', '.join(left_out)} left out"
