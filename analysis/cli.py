@@ -20,6 +20,7 @@ from analysis.answers import Answers, answers
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
+from analysis.evidence import Evidence
 from analysis.export import export_records
 from analysis.layout import layout
 from analysis.load import load
@@ -88,9 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
-    claimed = commands.add_parser("claims", help="published parameter counts beside ours, on the papers' architectures")
+    claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
     claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
+    claimed.add_argument("--store", type=Path, nargs="+", help="folders of records: look up scores and comparisons there")
+    claimed.add_argument("--sweep", help="only records of this sweep")
     claimed.set_defaults(run=_claims)
     commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
     return parser
@@ -257,10 +260,16 @@ def _claims(options: argparse.Namespace) -> int:
     """Published numbers beside ours; 1 where one disagrees and nothing explains it."""
     found = [papers.published(slug) for slug in options.slugs or papers.slugs()]
     kinds = papers.KINDS if options.kind == "all" else (options.kind,)
-    lines = claims.judged(found, kinds, _counter())
+    lines = claims.judged(found, kinds, _counter(), _evidence(options))
     shown = claims.report(lines)
     Console(width=max(Console().width, 170), soft_wrap=True).print(shown)
     return int(claims.failed(lines))
+
+
+def _evidence(options: argparse.Namespace) -> list[Evidence] | None:
+    if options.sweep and not options.store:
+        raise UserError("--sweep names a sweep of a store; give --store <folder> too")
+    return [Evidence(store, options.sweep) for store in options.store] if options.store else None
 
 
 def _counter() -> claims.Counts:
