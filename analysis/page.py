@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from analysis.formats import LEGEND, TIED, Entry, entry, grid, header, sentences
+from analysis.formats import LEGEND, TIED, Entry, entry, grid, header, sentences, side_numbers
 from analysis.tables import Block, Column, Costs, Row, Table
 
 COSTS = {"trainable": "trainable parameters", "bytes_shipped": "bytes shipped", "bytes": "bytes exported", "seconds": "seconds per cell"}
@@ -72,15 +72,12 @@ def _text(index: int) -> str:
 
 def _row(row: Row, line: list[Entry], columns: list[Column]) -> str:
     cells = [row.cells[c.name] for c in columns]
-    keys = [cell.center if cell.values else None for cell in cells] + [_mean(row.costs, name) for name in SIDE_KEYS]
+    keys = [cell.center if cell.values else None for cell in cells] + side_numbers(row)
     name, model, *cells = _order(line)
     numbers = "".join(f'<td data-sort="{"" if key is None else key}">{_shown(cell)}</td>' for cell, key in zip(cells, keys, strict=True))
     found = escape(f"{row.label} {row.model}".lower())
     names = f'<th scope="row" class="text name">{_shown(name)}</th><td class="text">{_shown(model)}</td>'
     return f'<tr data-search="{found}">{names}{numbers}</tr>'
-
-
-SIDE_KEYS = ("trainable_method", "trainable_head", "sparsity", "bytes", "bytes_shipped", "seconds")
 
 
 def _mean(costs: Costs, name: str) -> float | None:

@@ -1,7 +1,9 @@
 """Records to a typed table: rows are (model, method label), columns are protocols; what may be ranked, and what not."""
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ from analysis.layout import Layout
 from analysis.load import DONE
 from analysis.means import with_means
 from analysis.metrics import LOG_SCALE
-from analysis.stats import NotComparable
+from analysis.ranks import Ranking, ranking
+from analysis.stats import NotComparable, Sample
+from analysis.tuning import Tuning, leaky, notes, rankable, tunings
 
 CHANGES = "after-before: the finished model minus the model as loaded, with its 95 % interval, paired per example"
 SHOWN = (
     "model", "label", "column", "status", "reason", "seed", "cell", "value", "deterministic", "trainable_method", "trainable_head", "total",
-    "sparsity_prunable", "bytes", "bytes_shipped", "seconds",
+    "sparsity_prunable", "bytes", "bytes_shipped", "seconds", "flops", "peak_memory", "method", "task", "budget", "rate", "origin",
 )  # fmt: skip
-"""Columns of the frame that rows are made from."""
+"""Columns of the frame that rows are made from; `rate` is `recipe.lr`."""
 MEDIANS = "numbers are medians over the seeds, not means; what is best or tied is decided on the means"
 
 
@@ -51,6 +55,10 @@ class Costs:
     bytes_shipped: Span | None
     """Of what differs from the base model."""
     seconds: Span | None
+    flops: Span | None = None
+    """Of training."""
+    peak_memory: Span | None = None
+    """In bytes; of the accelerator where there is one."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,12 @@ class Cell:
     """Shown as the median over the seeds."""
     interval: tuple[float, float] | None = None
     """95 % interval of a change, paired per example; None for what is no change, or cannot be compared."""
+    second: bool = False
+    """The second best of its model, among the ranked rows."""
+    tuning: tuple[Tuning, ...] = ()
+    """What its learning rates came from; empty where nothing is trained."""
+    leaky: bool = False
+    """Its checkpoint was chosen on the reported rows."""
 
     @property
     def mean(self) -> float:
@@ -121,6 +135,16 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Across:
+    """Rows of one model ranked across the tasks that were measured in one form."""
+
+    model: str
+    form: str
+    """What the protocol ids say after the task, for instance `heldout`."""
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
 class Table:
     """Everything that an output format shows."""
 
@@ -132,6 +156,7 @@ class Table:
     footnotes: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     """What the cells ran with, as `name value`."""
+    rankings: list[Across] = field(default_factory=list)
 
     def blocks(self) -> list["Block"]:
         """Rows in groups of models that were measured under the same columns, so that no group has columns of blanks."""
@@ -179,20 +204,22 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout, *, before: bool = Fa
             if name in changes:
                 _show_intervals(model, name, rows, samples)
     columns = [_column(frame, name, rows, samples, layout) for name in names]
+    rankings = _rankings([column for column in columns if column.name not in samples.derived], rows, samples, problems)
     comparisons = compare_with(frame, samples, layout.baseline) if layout.baseline else []
-    return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(measured, rows), *problems], _versions(measured))
+    said = [*footnotes(measured, rows), *notes(measured, rows), *problems]
+    return Table(layout.title, layout.heading, columns, rows, comparisons, said, _versions(measured), rankings)
 
 
 def lines(frame: pd.DataFrame) -> dict[tuple[str, str], list[Any]]:
     """(model, label) -> its lines of the frame as named tuples of `SHOWN`: with thousands of cells a data frame of each is slow."""
     found: dict[tuple[str, str], list[Any]] = {}
-    for line in frame[list(SHOWN)].itertuples(index=False, name="Line"):
+    for line in frame.rename(columns={"recipe.lr": "rate"}).reindex(columns=list(SHOWN)).itertuples(index=False, name="Line"):
         found.setdefault((line.model, line.label), []).append(line)
     return found
 
 
 def _row(model: str, label: str, group: list[Any], names: list[str], measured: list[Any], median: bool) -> Row:
-    cells = {name: replace(_cell([line for line in group if line.column == name]), median=median) for name in names}
+    cells = {name: replace(_cell([line for line in group if line.column == name]), median=median, leaky=leaky(name)) for name in names}
     return Row(model, label, cells, _costs([line for line in measured if line.status == DONE]))
 
 
@@ -208,8 +235,9 @@ def _cell(group: list[Any]) -> Cell:
     seeds = {line.seed for line in done}
     failed = [line for line in group if line.status not in (DONE, "skipped") and line.seed not in seeds]
     deterministic = bool(done) and all(line.deterministic for line in done)
-    attempted = len(done) + len({line.seed for line in failed})
-    return Cell(tuple(line.value for line in done), attempted, deterministic, costs, ", ".join(sorted({line.status for line in failed})))
+    attempted, missing = len(done) + len({line.seed for line in failed}), ", ".join(sorted({line.status for line in failed}))
+    tuning = tunings((line.method, line.model, line.task, line.budget, line.rate, line.origin) for line in done)
+    return Cell(tuple(line.value for line in done), attempted, deterministic, costs, missing, tuning=tuning)
 
 
 def _costs(done: list[Any]) -> Costs:
@@ -222,7 +250,7 @@ def _costs(done: list[Any]) -> Costs:
     zeros = _span([_share(line.sparsity_prunable, 1) for line in done])
     return Costs(
         known("trainable_method"), percent("trainable_method"), percent("trainable_head"), zeros,
-        known("bytes"), known("bytes_shipped"), known("seconds"),
+        *map(known, ("bytes", "bytes_shipped", "seconds", "flops", "peak_memory")),
     )  # fmt: skip
 
 
@@ -236,8 +264,9 @@ def _span(values: list[float | None]) -> Span | None:
 
 
 def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: Samples, problems: list[str]) -> None:
-    """Mark best and tied cells of one model in one column; without usable predictions nothing is marked, and it is said."""
+    """Mark best, second and tied cells of one model in one column; without usable predictions nothing is marked, and it is said."""
     ranked = [row for row in rows if row.model == model and row.cells[name].complete]
+    ranked = list(compress(ranked, rankable([row.cells[name] for row in ranked])))
     if len(ranked) < 2:
         return
     higher = bool(frame[(frame["column"] == name) & (frame["status"] == DONE)]["higher_is_better"].iloc[0])
@@ -247,8 +276,52 @@ def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: 
     except NotComparable as error:
         problems.append(f"{name}, {model}: not ranked, since {error}")
         return
+    means = [row.values.mean() if higher else -row.values.mean() for row in column]
+    second = max((i for i in range(len(column)) if i != best), key=lambda i: means[i])
     for i, row in enumerate(ranked):
-        row.cells[name] = replace(row.cells[name], best=i == best, tied=i in tied)
+        row.cells[name] = replace(row.cells[name], best=i == best, tied=i in tied, second=i == second)
+
+
+def _rankings(columns: list[Column], rows: list[Row], samples: Samples, problems: list[str]) -> list[Across]:
+    """Per model and protocol form with two tasks or more: the rows that finished all of them, ranked across."""
+    forms: dict[str, list[Column]] = {}
+    for column in columns:
+        forms.setdefault(column.name.partition("@")[2], []).append(column)
+    found = []
+    for model in dict.fromkeys(row.model for row in rows):
+        for form, own in forms.items():
+            measured = [column for column in own if any(row.cells[column.name].values for row in rows if row.model == model)]
+            if across := _across(model, form, measured, rows, samples, problems):
+                found.append(across)
+    return found
+
+
+def _across(model: str, form: str, columns: list[Column], rows: list[Row], samples: Samples, problems: list[str]) -> Across | None:
+    """The ranking of the rows that are complete and may be ranked in every column, on the same seeds; None for fewer than two."""
+    complete = [row for row in rows if row.model == model and all(row.cells[column.name].complete for column in columns)]
+    for column in columns:
+        complete = list(compress(complete, rankable([row.cells[column.name] for row in complete])))
+    if len(columns) < 2 or len(complete) < 2:
+        return None
+    try:
+        taken = {row.label: [samples.get(model, column.name, row.label) for column in columns] for row in complete}
+        kept = _same_seeds(taken)
+        if left := [label for label in taken if label not in kept]:
+            problems.append(f"{model}, {form}: not ranked across tasks, since most rows have other seeds: {', '.join(left)}")
+        by_task = {column.name: [taken[label][i] for label in kept] for i, column in enumerate(columns)}
+        found = ranking(by_task, {column.name: column.higher_is_better for column in columns}) if len(kept) > 1 else None
+        return found and Across(model, form, found)
+    except NotComparable as error:
+        problems.append(f"{model}, {form}: not ranked across tasks, since {error}")
+        return None
+
+
+def _same_seeds(taken: dict[str, list[Sample]]) -> list[str]:
+    """The labels whose seeds on all tasks are those of most rows (of equally many: the most seeds); deterministic rows fit all."""
+    seeds = {label: {one.seeds for one in row if not one.deterministic} for label, row in taken.items()}
+    common = Counter(next(iter(own)) for own in seeds.values() if len(own) == 1)
+    most = max(common, key=lambda own: (common[own], len(own)), default=None)
+    return [label for label, own in seeds.items() if own <= {most}]
 
 
 def _show_intervals(model: str, name: str, rows: list[Row], samples: Samples) -> None:

@@ -50,7 +50,8 @@ def record(
     }  # fmt: skip
     made = Record(
         schema=SCHEMA, cell=cell, status="done", identity=identity, origins={"lr": origin} if origin else {}, sweep=sweep, seed=seed,
-        deterministic=deterministic, model_note=note, results=[result], selection={}, costs=costs, phases=[Phase("main", 10, 320, 4000, 8.0, 10**9, 0)], measures={},
+        deterministic=deterministic, model_note=note, results=[result], selection={}, costs=costs,
+        phases=[Phase("main", 10, 320, 4000, 8.0, 10**9, 0)], measures={},
         data={"evaluation": ROWS} | ({"train": train} if train else {}), numerics=numerics or NUMERICS, sources={}, seconds=10.0,
     )  # fmt: skip
     path = Store(store).folder(cell) / file
