@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.load import DONE
+
+SCHEMAS = re.compile(r"record schema \S+ is not \d+")
+"""What `harness.record.from_json` says of a record of another schema."""
 
 if TYPE_CHECKING:
     from analysis.tables import Row
@@ -18,11 +22,10 @@ if TYPE_CHECKING:
 def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     """What a reader must know beside the numbers, each sentence once."""
     done = frame[frame["status"] == DONE]
-    damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
     notes = (
         _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _in_domain(done),
         _made_from(done),
-        _mixed_numerics(done), _duplicates(done), damaged,
+        _mixed_numerics(done), _duplicates(done), _stale(done), _unread(frame.attrs.get("unread", {})),
     )  # fmt: skip
     return [note for some in notes for note in some]
 
@@ -116,3 +119,21 @@ def _duplicates(done: pd.DataFrame) -> Iterable[str]:
     for (model, name, label, seed), group in done.loc[done.duplicated(key, keep=False), [*key, "cell"]].groupby(key):
         used, *left_out = sorted(group["cell"])
         yield f"{label}, {model}, {name}, seed {seed}: several records; {used} is shown, {', '.join(left_out)} left out"
+
+
+def _stale(done: pd.DataFrame) -> Iterable[str]:
+    """Records that today's code did not make, together where the reason is the same."""
+    if "stale" not in done:
+        return
+    for why, group in done[done["stale"] != ""].drop_duplicates("cell").groupby("stale", sort=False):
+        records = group.groupby("method")["cell"].nunique()
+        named = ", ".join(f"{method} ({number})" for method, number in records.items())
+        first, *others = why.split("; ")
+        more = f" (and {len(others)} more)" if others else ""
+        yield f"made by other code than today's: the records of {named}, since {first}{more}"
+
+
+def _unread(cells: Mapping[str, str]) -> Iterable[str]:
+    for cell, why in cells.items():
+        schema = SCHEMAS.search(why)
+        yield f"cell {cell} was not read: its {schema[0]}" if schema else f"cell {cell} is damaged and was not read"

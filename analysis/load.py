@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import staleness
 from analysis.index import Index, opened
 from analysis.labels import add_labels
 from analysis.packed import Packed, pack
 from analysis.rows import DONE, of_failure, of_record
+from analysis.where import where
 from harness.store import Store
 from methods.spec import UserError
 
@@ -22,8 +24,10 @@ log = logging.getLogger(__name__)
 RECORD, OUTCOME, CONFIG = "record.json", "outcome.json", "config.json"
 
 
-def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
+def load(store: Path, sweep: str | None = None, condition: str | None = None) -> pd.DataFrame:
     """All records of `store` (of one `sweep`: run for it, or asked for by it and already there), sorted by model, label, protocol and seed.
+
+    `condition` keeps the rows for which it holds (`analysis.where`); labels are those of the rows that are left.
 
     Columns: `cell`, `status` (`done`, else the class of the failure, with its last line in `reason`), `sweep`, `seed`, `method`,
     `label`, `model`, `task`, `budget`, `precision`, `method.<key>`, `recipe.<key>`, `protocol`, `column` (see `_columns`), `variant`,
@@ -33,6 +37,7 @@ def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
     `deterministic`, `model_note`, and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all`
     (fractions of zeros); `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole tensors, or a sparse vector where
     the cell left one); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
+    `stale` says why a record is not about today's code (`analysis.staleness`), empty where it is; `sources` (dict) and `measured_by` (task).
     These are the cell's own; the cells that it was made from cost `inherited_flops` and `inherited_seconds`, each as in `inherited`.
     What stands in the store's index (`analysis.index`) and has not changed since is taken from there.
     Files that cannot be read are logged by name, listed in `attrs["damaged"]`, and left out. Raises `UserError` if nothing is there.
@@ -41,14 +46,26 @@ def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
         raise UserError(f"there is no store {store}; give the folder of the records: --store <folder>")
     damaged: dict[str, str] = {}
     members = Store(store).members(sweep) if sweep else set()
-    rows = [row for row in _read_all(store, damaged) if sweep in (None, row["sweep"]) or row["cell"] in members]
+    rows = _read_all(store, damaged)
+    staleness.mark(rows)
+    rows = [row for row in rows if sweep in (None, row["sweep"]) or row["cell"] in members]
     if not any(row["status"] == DONE for row in rows):
         wanted = f" of sweep {sweep}" if sweep else ""
         raise UserError(f"{store} has no finished cells{wanted}; run `parebench -m +sweeps=<name>` first or give another --store")
-    frame = add_labels(pd.DataFrame(_with_protocols(rows)))
-    frame["column"] = _columns(frame)
+    frame = _named(pd.DataFrame(_with_protocols(rows)))
+    if condition is not None:
+        frame = _named(where(frame, condition))
+        if not (frame["status"] == DONE).any():
+            raise UserError(f"--where {condition!r} leaves no finished cell, only {', '.join(sorted(set(frame['status'])))}")
     frame = frame.sort_values(["model", "label", "column", "seed", "cell"], ignore_index=True)
-    frame.attrs["damaged"] = list(damaged)
+    frame.attrs |= {"damaged": list(damaged), "unread": damaged}
+    return frame
+
+
+def _named(frame: pd.DataFrame) -> pd.DataFrame:
+    """With `label` and `column`, which tell apart what differs within the frame."""
+    frame = add_labels(frame)
+    frame["column"] = _columns(frame)
     return frame
 
 

@@ -34,6 +34,7 @@ def _row(record: Record, result: Result) -> dict[str, Any]:
         "n": result.n, "predictions": result.predictions, "rows": result.rows, "tokenizer": result.tokenizer,
         **_costs(record),
         "deterministic": record.deterministic, "model_note": record.model_note, "data": record.data, "numerics": record.numerics,
+        "sources": record.sources, "measured_by": result.task or record.identity["task"]["name"],
     }  # fmt: skip
 
 
