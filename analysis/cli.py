@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import claims, dashboard, formats, papers
+from analysis import claims, dashboard, formats, papers, reproduce, source
 from analysis.answers import Answers, answers
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
@@ -23,7 +23,6 @@ from analysis.d90 import d90
 from analysis.evidence import Evidence
 from analysis.export import export_records
 from analysis.layout import layout
-from analysis.load import load
 from analysis.means import with_means
 from analysis.page import page
 from analysis.stats import NotComparable, mcnemar
@@ -72,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--out", type=Path, help="write to this file")
     paged = _command(commands, "page", _page, "write one self-contained HTML file")
     paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
-    viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
+    viewed = _command(
+        commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs", rows=False, mirrored=False
+    )
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
     viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
     viewed.add_argument("--entity", help="as tracker.entity (default: that of your key)")
@@ -83,11 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--protocol", help="default: every protocol that both were measured on")
     _command(commands, "answers", _answers, "per set of questions: accuracy with its interval, majority class, invalid answers")
     _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
-    exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
+    exported = _command(commands, "export-records", _export, "copy records and predictions for committing", rows=False)
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
     tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
+    reproduce.add(commands)
     commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
     claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
@@ -100,18 +102,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, sweep: str = "sweep"
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, sweep: str = "sweep", **kinds: bool
 ) -> argparse.ArgumentParser:
+    """A subcommand of a sweep; `kinds`: see `source.add`."""
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument(sweep, **({} if sweep.startswith("-") else {"nargs": "?"}), help="name of a sweep; default: all records")
-    command.add_argument("--store", type=Path, default=Path("runs"), help="folder of the records (default: runs)")
     command.add_argument("--variants", action="store_true", help="show every variant, the last checkpoint beside the selected one too")
-    command.set_defaults(run=run)
+    source.add(command, run, **kinds)
     return command
 
 
 def _build(options: argparse.Namespace) -> Table:
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
@@ -137,7 +139,7 @@ def _format_of(out: Path | None) -> str:
 
 
 def _answers(options: argparse.Namespace) -> None:
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     found = answers(frame if options.variants else frame[frame["variant"] != LAST])
     shown = RichTable("questions", "form", "row", "n", "majority", "accuracy", "95 %", "invalid", "majority class", box=SIMPLE)
     for one in found:
@@ -152,7 +154,7 @@ def _answer_cells(one: Answers) -> list[str]:
 
 
 def _d90(options: argparse.Namespace) -> None:
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     found = d90(frame[frame["variant"] != LAST])
     if found.empty:
         raise UserError("d90 needs cells of intrinsic_dim and of full_ft on one model and task; run `parebench -m +sweeps=intrinsic_dim`")
@@ -163,7 +165,7 @@ def _d90(options: argparse.Namespace) -> None:
 
 
 def _page(options: argparse.Namespace) -> None:
-    _write(options.out or options.store / f"{options.sweep or 'report'}.html", page(_build(options)))
+    _write(options.out or source.home(options) / f"{options.sweep or 'report'}.html", page(_build(options)))
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -187,7 +189,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     means = with_means(frame, layout(options.sweep).means)
@@ -221,7 +223,7 @@ def _export(options: argparse.Namespace) -> None:
 def _tune(options: argparse.Namespace) -> None:
     if not options.sweep or bool(options.write) != bool(options.budget):
         raise UserError("give the name of a search sweep, and --budget together with --write; type parebench-report tune --help")
-    found = picks(load(options.store, options.sweep))
+    found = picks(source.frame(options))
     shown = RichTable(box=SIMPLE, pad_edge=False)
     for title in ("method", "model", "chosen", "trials (rate: metric on the selection rows)"):
         shown.add_column(title)

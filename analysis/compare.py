@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -50,35 +51,47 @@ class Samples:
     def __init__(self, frame: pd.DataFrame, store: Path, derived: Mapping[str, Derived] | None = None) -> None:
         self.store, self.derived, self.packed = store, derived or {}, Packed(store)
         done = frame.loc[frame["status"] == DONE, list(USED)].sort_values(["seed", "cell"])
-        row = ["model", "column", "label"]
-        self.groups = dict(list(done.drop_duplicates([*row, "seed"]).groupby(row)))
+        self.groups: dict[tuple[str, str], dict[str, list[Any]]] = {}
+        for line in done.drop_duplicates(["model", "column", "label", "seed"]).itertuples(index=False):
+            self.groups.setdefault((line.model, line.column), {}).setdefault(line.label, []).append(line)
         self.made: dict[tuple[str, str, str], Sample | NotComparable] = {}
 
     def get(self, model: str, column: str, label: str) -> Sample:
         """The sample; raises `NotComparable` where the predictions cannot be read or do not give the recorded metric."""
         key = (model, column, label)
-        if key not in self.made:
+        if key not in self.made and column not in self.derived:
+            self.made |= {(model, column, name): made for name, made in self._measured(self.groups[model, column]).items()}
+        elif key not in self.made:
             try:
-                self.made[key] = self._derived(*key) if column in self.derived else self._make(self.groups[key], label)
-            except (NotComparable, UserError) as error:
-                self.made[key] = NotComparable(str(error))
+                self.made[key] = self._derived(*key)
+            except NotComparable as error:
+                self.made[key] = error
         made = self.made[key]
         if isinstance(made, NotComparable):
             raise made
         return made
 
-    def _make(self, group: pd.DataFrame, label: str) -> Sample:
-        metric = group["metric"].iloc[0]
-        places = {int(row[0]): row[1:] for row in zip(group["seed"], group["cell"], group["predictions"], strict=True)}
-        deterministic = bool(group["deterministic"].all())
+    def _measured(self, rows: dict[str, list[Any]]) -> dict[str, Sample | NotComparable]:
+        """The samples of all rows of a column, or why there is none."""
+        metric = next(iter(rows.values()))[0].metric
         try:
-            made = stats.sample(label, metric, {seed: self._numbers(*place) for seed, place in places.items()}, deterministic)
+            made = self._sampled(metric, rows, self._numbers)
         except KeyError:  # a metric of texts, which are not packed
-            made = stats.sample(label, metric, {seed: predictions(self.store, *place) for seed, place in places.items()}, deterministic)
-        for seed, value, recorded in zip(made.seeds, made.values, group["value"], strict=True):
-            if abs(value - to_scale(metric, recorded)) > REPRODUCED:
-                raise NotComparable(f"{label}: the predictions of seed {seed} give {metric} {value:.6f}, recorded is {recorded:.6f}")
-        return made
+            made = self._sampled(metric, rows, partial(predictions, self.store))
+        return {label: one if isinstance(one, NotComparable) else _checked(one, metric, rows[label]) for label, one in made.items()}
+
+    def _sampled(
+        self, metric: str, rows: dict[str, list[Any]], read: Callable[[str, str], stats.Predictions]
+    ) -> dict[str, Sample | NotComparable]:
+        found: dict[str, Sample | NotComparable] = {}
+        tables: dict[str, tuple[dict[int, stats.Predictions], bool]] = {}
+        for label, lines in rows.items():
+            try:
+                by_seed = {int(line.seed): read(line.cell, line.predictions) for line in lines}
+                tables[label] = by_seed, all(line.deterministic for line in lines)
+            except UserError as error:
+                found[label] = NotComparable(str(error))
+        return found | stats.samples(metric, tables)
 
     def _numbers(self, cell: str, file: str) -> stats.Predictions:
         packed = self.packed.get(cell, file)
@@ -96,6 +109,15 @@ class Samples:
             except NotComparable as error:
                 log.warning("%s", error)
         return found
+
+
+def _checked(made: Sample, metric: str, lines: list[Any]) -> Sample | NotComparable:
+    """The sample, if its predictions give the recorded metric."""
+    for line, value in zip(lines, made.values, strict=True):
+        if abs(value - to_scale(metric, line.value)) > REPRODUCED:
+            why = f"the predictions of seed {line.seed} give {metric} {value:.6f}, recorded is {line.value:.6f}"
+            return NotComparable(f"{made.label}: {why}")
+    return made
 
 
 def one_per_seed(group: pd.DataFrame) -> pd.DataFrame:

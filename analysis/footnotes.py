@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     """What a reader must know beside the numbers, each sentence once."""
     done = frame[frame["status"] == DONE]
+    done.attrs = {}  # pandas would copy them for every group
     notes = (
         _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _in_domain(done),
         _made_from(done),

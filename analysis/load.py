@@ -37,7 +37,7 @@ def load(store: Path, sweep: str | None = None, condition: str | None = None) ->
     `deterministic`, `model_note`, and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all`
     (fractions of zeros); `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole tensors, or a sparse vector where
     the cell left one); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
-    `stale` says why a record is not about today's code (`analysis.staleness`), empty where it is; `sources` (dict) and `measured_by` (task).
+    `stale`: why a record is not about today's code (`analysis.staleness`), empty where it is; from `sources` (dict), `measured_by` (task).
     These are the cell's own; the cells that it was made from cost `inherited_flops` and `inherited_seconds`, each as in `inherited`.
     What stands in the store's index (`analysis.index`) and has not changed since is taken from there.
     Files that cannot be read are logged by name, listed in `attrs["damaged"]`, and left out. Raises `UserError` if nothing is there.

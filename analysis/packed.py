@@ -39,18 +39,21 @@ class Packed:
         names = zip(self.table["cell"].to_pylist(), self.table["file"].to_pylist(), strict=True)
         self.places = {name: i for i, name in enumerate(names)}
         self.stamps = np.stack([self.table[name].to_numpy() for name in ("size", "content", "inode")], axis=1).tolist()
+        self.columns = self.table["columns"].to_pylist()
+        examples, data = (self.table[name].combine_chunks() for name in ("examples", "data"))
+        self.texts, self.whose = examples.dictionary.to_pylist(), examples.indices.to_numpy()
+        _, starts, self.data = data.buffers()
+        self.starts = np.frombuffer(starts, np.int64)[data.offset :] if len(data) else np.zeros(0, np.int64)
 
     def get(self, cell: str, file: str) -> dict[str, NDArray] | None:
         """The columns of one file, `example` among them, where the file is as it was when it was packed; else None: read it."""
         place = self.places.get((cell, file))
         if place is None or index.stamp(self.store / cell, file) != (file, *self.stamps[place]):
             return None
-        row = self.table.slice(place, 1)
-        columns, at = {"example": _examples(row["examples"][0].as_py())}, 0
-        data = row["data"][0].as_buffer()
-        for name, kind, stored, number in json.loads(row["columns"][0].as_py()):
-            columns[name] = np.frombuffer(data, stored, number, at).astype(kind)
-            at += columns[name].size * np.dtype(stored).itemsize
+        columns, at = {"example": _examples(self.texts[self.whose[place]])}, int(self.starts[place])
+        for name, kind, stored, number in _header(self.columns[place]):
+            columns[name] = np.frombuffer(self.data, stored, number, at).astype(kind)
+            at += number * stored.itemsize
         return columns
 
     def add(self, new: Mapping[tuple[str, str], "Line"], cells: Iterable[str]) -> None:
@@ -97,6 +100,11 @@ def _smallest(values: NDArray) -> NDArray:
             if small.itemsize < values.itemsize and small.astype(values.dtype).tobytes() == values.tobytes():
                 return small
     return np.ascontiguousarray(values)
+
+
+@lru_cache(maxsize=256)
+def _header(text: str) -> list[tuple[str, np.dtype, np.dtype, int]]:
+    return [(name, np.dtype(kind), np.dtype(stored), number) for name, kind, stored, number in json.loads(text)]
 
 
 @lru_cache(maxsize=256)

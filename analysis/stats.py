@@ -93,14 +93,31 @@ def resamples(n: int, draws: int) -> NDArray[np.uint16]:
 
 def sample(label: str, metric: str, predictions: Mapping[int, Predictions], deterministic: bool = False) -> Sample:
     """Bootstrap one row: `predictions` maps a seed to its per-example table."""
-    tables = {seed: _by_example(predictions[seed]) for seed in sorted(predictions)}
-    examples = next(iter(tables.values()))[0]
-    for seed, (found, _) in tables.items():
-        if found != examples:
-            raise NotComparable(f"{label}: seed {seed} was not measured on the same examples as the other seeds")
-    values, draws = _bootstrap(metric, [columns for _, columns in tables.values()])
-    scores = np.stack([columns["score"].astype(float) for _, columns in tables.values()])
-    return Sample(label, tuple(tables), values, draws, examples, deterministic, scores)
+    made = samples(metric, {label: (predictions, deterministic)})[label]
+    if isinstance(made, NotComparable):
+        raise made
+    return made
+
+
+def samples(metric: str, rows: Mapping[str, tuple[Mapping[int, Predictions], bool]]) -> dict[str, Sample | NotComparable]:
+    """Bootstrap rows of one column at once: label -> predictions by seed, deterministic; as `sample`, or why there is none."""
+    found: dict[str, Sample | NotComparable] = {}
+    aligned: dict[int, list[tuple[str, tuple[str, ...], dict[int, Columns]]]] = {}
+    for label, (predictions, _) in rows.items():
+        tables = {seed: _by_example(predictions[seed]) for seed in sorted(predictions)}
+        examples = next(iter(tables.values()))[0]
+        if other := [seed for seed, (keys, _) in tables.items() if keys != examples]:
+            found[label] = NotComparable(f"{label}: seed {other[0]} was not measured on the same examples as the other seeds")
+        else:
+            aligned.setdefault(len(examples), []).append((label, examples, {seed: columns for seed, (_, columns) in tables.items()}))
+    for same in aligned.values():
+        values, draws = _bootstrap(metric, [columns for _, _, seeds in same for columns in seeds.values()])
+        end = np.cumsum([len(seeds) for _, _, seeds in same])
+        for (label, examples, seeds), stop in zip(same, end, strict=True):
+            own = slice(stop - len(seeds), stop)
+            scores = np.stack([columns["score"].astype(float) for columns in seeds.values()])
+            found[label] = Sample(label, tuple(seeds), values[own], draws[own], examples, rows[label][1], scores)
+    return found
 
 
 def _by_example(table: Predictions) -> tuple[tuple[str, ...], dict[str, NDArray]]:

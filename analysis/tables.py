@@ -254,12 +254,16 @@ def _costs(done: list[Any]) -> Costs:
     )  # fmt: skip
 
 
+def _missing(value: float | None) -> bool:
+    return value is None or value != value  # NaN
+
+
 def _share(part: float | None, whole: float | None) -> float | None:
-    return None if pd.isna(part) or pd.isna(whole) else 100 * part / whole
+    return None if _missing(part) or _missing(whole) else 100 * part / whole
 
 
 def _span(values: list[float | None]) -> Span | None:
-    known = [float(value) for value in values if not pd.isna(value)]
+    known = [float(value) for value in values if not _missing(value)]
     return Span(min(known), statistics.fmean(known), max(known)) if known else None
 
 

@@ -154,7 +154,7 @@ def _unrecorded(rows: Sequence["Row"]) -> Iterator[str]:
 def _reused_seeds(measured: pd.DataFrame) -> Iterator[str]:
     keys = ["method", "model", "task", "budget", "recipe.lr", "origin"]
     done = measured[measured["status"] == DONE].reindex(columns=["label", "seed", *keys])
-    for (model, label), group in done.groupby(["model", "label"]):
+    for (model, label), group in done[done["origin"] == TUNED].groupby(["model", "label"]):
         used = {seed for tuning in tunings(group[keys].itertuples(index=False, name=None)) if tuning.search for seed in tuning.search.seeds}
         if shared := sorted(used & set(map(int, group["seed"]))):
             yield f"{label}, {model}: reported on seed {', '.join(map(str, shared))}, on which its search ran too"
