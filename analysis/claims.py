@@ -215,7 +215,7 @@ def report(lines: Sequence[Line]) -> Group:
         ratio = DASH if line.ratio is None else f"{line.ratio:.4g}"
         verdict = Text(line.verdict, style=STYLES.get(line.verdict, "dim"))
         names = map(Text, (line.slug, claim.id, claim.setting.model, claim.what))
-        shown.add_row(*names, Text(_published(claim)), Text(ours_text(line)), ratio, verdict)
+        shown.add_row(*names, Text(published_text(claim)), Text(ours_text(line)), ratio, verdict)
     return Group(shown, *_reasons(lines), Text(_summary(lines)))
 
 
@@ -227,20 +227,20 @@ def ours_text(line: Line) -> str:
     return f"{int(line.ours):,}" if parameters else f"{line.ours:.4g} {line.claim.unit}"
 
 
-def _published(claim: Claim) -> str:
+def published_text(claim: Claim) -> str:
+    """The published number with its unit."""
     number = f"{int(claim.value):,}" if claim.value == int(claim.value) else f"{claim.value:g}"
     return number if claim.unit == "parameters" else f"{number} {claim.unit}"
 
 
 def _reasons(lines: Iterable[Line]) -> list[Text]:
-    found = []
-    for line in lines:
-        claim = line.claim
-        parts = [line.reason, _explained(line), _cells(line)]
-        if text := "; ".join(part for part in parts if part):
-            found.append(Text(f"{line.slug} {claim.id}: {text}"))
-        found += [Text(f"{line.slug} {claim.id}: {text}") for text in answered(line)]
-    return found
+    return [Text(f"{line.slug} {line.claim.id}: {text}") for line in lines for text in why(line)]
+
+
+def why(line: Line) -> list[str]:
+    """What is behind a verdict: the reason, the explanation and the cells in one sentence, then each comparison that was found."""
+    text = "; ".join(part for part in (line.reason, _explained(line), _cells(line)) if part)
+    return [*([text] if text else []), *answered(line)]
 
 
 def answered(line: Line) -> list[str]:

@@ -9,20 +9,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import claims, dashboard, formats, papers, reproduce, source
+from analysis import arranged_text, claims, dashboard, formats, layouts, page_command, papers, reproduce, source
 from analysis.answers import Answers, answers
+from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
 from analysis.evidence import Evidence
 from analysis.export import export_records
-from analysis.layout import layout
+from analysis.layout import Layout, layout
 from analysis.means import with_means
 from analysis.page import page
 from analysis.stats import NotComparable, mcnemar
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["params"]:
             return _params(argv[1:])
-        options = _parser().parse_args(argv)
+        options = _parser().parse_args(argv, argparse.Namespace(argv=argv))
         return options.run(options) or 0
     except UserError as error:
         errors.print(Text(f"parebench-report: {error}"))
@@ -69,11 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     shown = _command(commands, "table", _table, "print the table of a sweep, or of all records")
     shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
     shown.add_argument("--out", type=Path, help="write to this file")
-    paged = _command(commands, "page", _page, "write one self-contained HTML file")
-    paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
-    viewed = _command(
-        commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs", rows=False, mirrored=False
-    )
+    shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
+    page_command.options(_command(commands, "page", _page, "write one self-contained HTML file"))
+    viewed = _command(commands, "dashboard", _dashboard, "create a saved view of W&B for a sweep's runs", rows=False, mirrored=False)
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
     viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
     viewed.add_argument("--entity", help="as tracker.entity (default: that of your key)")
@@ -113,24 +113,35 @@ def _command(
 
 
 def _build(options: argparse.Namespace) -> Table:
+    frame, shape = _framed(options)
+    return table(frame, options.store, shape, before=options.variants)
+
+
+def _framed(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
+    """The records that were asked for, and how their table is laid out."""
     frame = source.frame(options)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
     name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
-    return table(frame, options.store, layout(name), before=options.variants)
+    return frame, layout(name)
 
 
 def _table(options: argparse.Namespace) -> None:
-    built = _build(options)
-    kind = options.format or _format_of(options.out)
+    """In a paper's layout where one is named, here or in the sweep's own table block."""
+    frame, plan = _framed(options)
+    kind, paper = options.format or _format_of(options.out), options.paper or plan.layout
+    made: Any = (
+        arrange(frame, options.store, layouts.paper_layout(paper)) if paper else table(frame, options.store, plan, before=options.variants)
+    )
+    text = (arranged_text.FORMATS if paper else FORMATS)[kind]
     if options.out:
-        _write(options.out, FORMATS[kind](built))
+        _write(options.out, text(made))
     elif kind == "terminal":
-        shown = formats.terminal(built)
+        shown = (arranged_text if paper else formats).terminal(made)
         Console(width=max(Console().width, formats.natural_width(shown))).print(shown)
     else:
-        sys.stdout.write(FORMATS[kind](built))
+        sys.stdout.write(text(made))
 
 
 def _format_of(out: Path | None) -> str:
@@ -165,7 +176,10 @@ def _d90(options: argparse.Namespace) -> None:
 
 
 def _page(options: argparse.Namespace) -> None:
-    _write(options.out or source.home(options) / f"{options.sweep or 'report'}.html", page(_build(options)))
+    frame, shape = _framed(options)
+    built = table(frame, options.store, shape, before=options.variants)
+    text = page_command.report(built, frame, options.store, options.sweep, shape, _counter() if options.counts else None, options.argv)
+    _write(options.out or source.home(options) / f"{options.sweep or 'report'}.html", text)
 
 
 def _dashboard(options: argparse.Namespace) -> None:

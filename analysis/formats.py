@@ -121,9 +121,10 @@ def ranked(across: Across) -> Grid:
     """A ranking across tasks, with what can be told apart in its caption."""
     found = across.ranking
     groups = "; ".join(f"{{{', '.join(group)}}}" for group in found.groups) or "none"
+    tasks = ", ".join(task.removesuffix(f"@{across.form}") for task in found.tasks)
     test = "" if found.p is None else f"Friedman {_p(found.p)}; "
     caption = (
-        f"{across.model}, {len(found.tasks)} tasks ({', '.join(found.tasks)}): {test}critical difference of mean ranks "
+        f"{across.model}, {len(found.tasks)} tasks @{across.form} ({tasks}): {test}critical difference of mean ranks "
         f"{found.critical_difference:.2f} (Nemenyi, 5 %), not told apart by it: {groups}; wins, ties and losses against each other row "
         "on each task (paired, Holm at 5 %)"
     )

@@ -82,9 +82,10 @@ def _markdown(text: str) -> str:
 
 
 def _markdown_entry(entry: Entry) -> str:
-    text = _markdown(entry.text) + (f" <small>{_markdown(entry.small)}</small>" if entry.small else "")
+    text = _markdown(entry.text)
     text = f"**{text}**" if entry.bold else f"<ins>{text}</ins>" if entry.second else text
-    return text + (TIED if entry.tied else "")
+    spread = f" <small>{_markdown(entry.small)}</small>" if entry.small else ""
+    return text + spread + (TIED if entry.tied else "")
 
 
 def latex(sheet: Sheet) -> str:
@@ -119,7 +120,7 @@ def _latex(text: str) -> str:
 def _latex_entry(entry: Entry) -> str:
     text = _latex(entry.text)
     text = rf"\textbf{{{text}}}" if entry.bold else rf"\underline{{{text}}}" if entry.second else text
-    spread = rf" {{\small {_latex(entry.small)}}}" if entry.small else ""
+    spread = rf" {{\scriptsize {_latex(entry.small)}}}" if entry.small else ""
     return text + spread + (LATEX[TIED] if entry.tied else "")
 
 

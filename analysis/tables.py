@@ -311,7 +311,7 @@ def _across(model: str, form: str, columns: list[Column], rows: list[Row], sampl
         taken = {row.label: [samples.get(model, column.name, row.label) for column in columns] for row in complete}
         kept = _same_seeds(taken)
         if left := [label for label in taken if label not in kept]:
-            problems.append(f"{model}, {form}: not ranked across tasks, since most rows have other seeds: {', '.join(left)}")
+            problems.append(f"{model}, {form}: not ranked across tasks, since not measured on the same seeds throughout: {', '.join(left)}")
         by_task = {column.name: [taken[label][i] for label in kept] for i, column in enumerate(columns)}
         found = ranking(by_task, {column.name: column.higher_is_better for column in columns}) if len(kept) > 1 else None
         return found and Across(model, form, found)

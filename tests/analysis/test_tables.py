@@ -211,7 +211,7 @@ def test_rows_that_finished_every_task_on_the_same_seeds_are_ranked_across_them(
     assert (across.model, across.form, across.ranking.tasks) == ("toy", "heldout", ("a@heldout", "b@heldout", "c@heldout"))
     assert [one.label for one in across.ranking.standings] == ["full_ft", "lora"] and across.ranking.groups == (("full_ft", "lora"),)
     assert all((one.wins, one.ties, one.losses) == (0, 3, 0) for one in across.ranking.standings)
-    assert "toy, heldout: not ranked across tasks, since most rows have other seeds: bitfit" in made.footnotes
+    assert "toy, heldout: not ranked across tasks, since not measured on the same seeds throughout: bitfit" in made.footnotes
     text = markdown(made)
     assert "critical difference of mean ranks 1.13 (Nemenyi, 5 %)" in text and "| toy | lora | 1.50 | 0 | 3 | 0 |" in text
 
