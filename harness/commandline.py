@@ -1,5 +1,6 @@
 """The command line that makes a cell again, out of the configuration that its record keeps. Torch-free."""
 
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ ADDED = ("shares", "recipe")
 """Blocks of a chain that its YAML leaves empty: their keys are added, not replaced."""
 PLACE = "<folder>"
 """Stands for a folder that no record names, and that a person has to give."""
+QUOTED = re.compile(r"(\\*)('|$)")
+"""Where Hydra's quoted text needs escapes: a quote, and backslashes before one or at the end; other backslashes stand for themselves."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,19 @@ def written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, str):
-        quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-        return value if _is_plain(value) else quoted
+        return value if _is_plain(value) else f"'{QUOTED.sub(_escaped, value)}'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
+def _escaped(match: re.Match[str]) -> str:
+    return 2 * match[1] + ("\\'" if match[2] else "")
+
+
 def _is_plain(text: str) -> bool:
-    if not text or set(text) & set("'\"\\,()[]{}=$ \t\n#"):
-        return False
-    return OverridesParser.create().parse_override(f"key={text}").value() == text
+    return (
+        re.fullmatch(r"[\w./:@%+*?|-]+", text, re.ASCII) is not None
+        and OverridesParser.create().parse_override(f"key={text}").value() == text
+    )
 
 
 def _choices(identity: Mapping[str, Any]) -> Iterator[str]:

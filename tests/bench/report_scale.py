@@ -14,7 +14,7 @@ import pytest
 from analysis import index
 from analysis.layout import layout
 from analysis.load import load
-from analysis.page import page
+from analysis.page_command import report
 from analysis.tables import table
 from harness.store import Store
 from tests.analysis.simulate import record, scores
@@ -55,7 +55,7 @@ def test_a_table_of_10_000_records_takes_seconds(store: Path) -> None:
     measured["load_and_table_s"] = round(time.perf_counter() - started, 2)
     measured["load_and_table_cpu_s"] = round(time.process_time() - computed, 2)
     started = time.perf_counter()
-    text = page(made)
+    text = report(made, frame, store, None, layout(None), None, ["page"])
     measured |= {"page_s": round(time.perf_counter() - started, 2), "page_mb": round(len(text.encode()) / 1e6, 2)}
     sys.stdout.write(json.dumps(measured) + "\n")
     assert len(made.rows) == METHODS * MODELS
