@@ -1,7 +1,6 @@
 """`parebench-report`: records in, tables and pages out."""
 
 import argparse
-import ast
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import arranged_text, claims, dashboard, formats, layouts, page_command, papers, reproduce, source
+from analysis import arranged_text, catalogue, claims, dashboard, formats, layouts, page_command, papers, reproduce, source
 from analysis.answers import Answers, answers
 from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
@@ -27,11 +26,11 @@ from analysis.export import export_records
 from analysis.layout import Layout, layout
 from analysis.means import with_means
 from analysis.page import page
+from analysis.plots import command as plots
 from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
 from analysis.tune import picks
 from analysis.tune import write as write_picks
-from harness.registry import files, load_spec
 from harness.store import write_atomically
 from methods.spec import UserError
 
@@ -90,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     reproduce.add(commands)
-    commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
+    plots.add(commands)
+    catalogue.add(commands)
     claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
     claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
@@ -247,29 +247,6 @@ def _tune(options: argparse.Namespace) -> None:
     Console().print(shown)
     for path in write_picks(found, options.sweep, options.budget, options.write) if options.write else ():
         Console(soft_wrap=True).print(Text(f"wrote {path}"))
-
-
-def _methods(options: argparse.Namespace) -> None:
-    """Every method: family, model families, what it promises, its paper and what it is."""
-    shown = RichTable(box=SIMPLE, pad_edge=False)
-    for title in ("method", "family", "models", "trains", "sparse", "folds"):
-        shown.add_column(title, no_wrap=True)
-    shown.add_column("what it is", min_width=24)
-    for slug, path in files().items():
-        traits = load_spec(slug).traits
-        marks = ("yes" if value else "no" for value in (traits.trains, traits.sparse, traits.folds))
-        shown.add_row(slug, path.parent.name, "\n".join(traits.families), *marks, Text(_summary(path)))
-    Console().print(shown)
-
-
-def _summary(path: Path) -> str:
-    """The title of the method's file (paper, without the update rule) and the first line of its class."""
-    tree = ast.parse(path.read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    own = [node for node in classes if any(isinstance(child, ast.ClassDef) and child.name == "Config" for child in node.body)]
-    title = (ast.get_docstring(tree) or "").splitlines()[:1]
-    about = [line for node in own[:1] for line in (ast.get_docstring(node) or "").splitlines()[:1]]
-    return ". ".join([text.partition(": ")[0].rstrip(".") for text in title] + about)
 
 
 def _claims(options: argparse.Namespace) -> int:

@@ -1,16 +1,15 @@
 """Learning curves thinned to what a plot can show, extremes kept."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
-import numpy as np
-
 POINTS = 200
-AXES = ("phase", "step", "examples", "tokens", "seconds", "epoch")
+AXES = frozenset(("phase", "step", "examples", "tokens", "seconds", "epoch"))
 """Keys of a history row that say where it is; all other numbers are curves."""
+NUMBERS = (int, float)
 DIGITS = 5
 
 Curve = tuple[list[int], list[float]]
@@ -22,14 +21,15 @@ def curves(rows: Iterable[Mapping[str, Any]], points: int = POINTS) -> dict[str,
 
     Values that are not finite numbers are left out.
     """
-    found: dict[str, Curve] = defaultdict(lambda: ([], []))
+    found: dict[tuple[Any, str], Curve] = defaultdict(lambda: ([], []))
     for row in rows:
+        phase, step = row.get("phase", ""), row["step"]
         for name, value in row.items():
-            if name not in AXES and isinstance(value, int | float) and math.isfinite(value):
-                steps, values = found[f"{row.get('phase', '')} {name}".strip()]
-                steps.append(int(row["step"]))
-                values.append(float(value))
-    return {name: _thinned(steps, values, points) for name, (steps, values) in found.items()}
+            if name not in AXES and type(value) in NUMBERS and isfinite(value):
+                steps, values = found[phase, name]
+                steps.append(step)
+                values.append(value)
+    return {f"{phase} {name}".strip(): _thinned(steps, values, points) for (phase, name), (steps, values) in found.items()}
 
 
 def _thinned(steps: list[int], values: list[float], points: int) -> Curve:
@@ -45,10 +45,10 @@ def thinned(values: Sequence[float], points: int) -> list[int]:
     n = len(values)
     if n <= points:
         return list(range(n))
-    inner = np.asarray(values[1:-1], dtype=float)
-    bounds = np.linspace(0, n - 2, (points - 2) // 2 + 1).astype(int)
+    stretches = (points - 2) // 2
+    bounds = [1 + i * (n - 2) // stretches for i in range(stretches + 1)]
     kept = {0, n - 1}
     for low, high in pairwise(bounds):
-        stretch = inner[low:high]
-        kept |= {1 + low + int(stretch.argmin()), 1 + low + int(stretch.argmax())}
+        kept.add(min(range(low, high), key=values.__getitem__))
+        kept.add(max(range(low, high), key=values.__getitem__))
     return sorted(kept)

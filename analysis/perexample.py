@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare import one_per_seed
 from analysis.load import DONE
 
 ANSWERS = ("extracted", "prediction", "prediction_norm")
@@ -49,8 +48,8 @@ def packed(frame: pd.DataFrame, read: Read, most: int = RESULTS) -> Iterator[tup
     Results on other examples than the first of their column are left out: they cannot be paired.
     """
     done = frame[(frame["status"] == DONE) & frame["predictions"].notna()]
-    for column, group in done.groupby("column"):
-        used = pd.concat([one_per_seed(part) for _, part in group.groupby(["model", "label"])])
+    once = done.sort_values(["seed", "cell"]).drop_duplicates(["model", "label", "column", "seed"])
+    for column, used in once.groupby("column"):
         most -= len(used)
         if most < 0:
             return

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,12 @@ def trace(store: Path, cell: str, points: int = POINTS) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def _history(file: Path) -> Iterator[dict[str, Any]]:
+def _history(file: Path) -> list[dict[str, Any]]:
     """The rows of a learning curve; a torn last line is left out."""
-    if file.is_file():
-        whole, _, _ = file.read_text(errors="replace").rpartition("\n")
-        yield from (json.loads(line) for line in whole.splitlines())
+    if not file.is_file():
+        return []
+    whole, _, _ = file.read_text(errors="replace").rpartition("\n")
+    return json.loads(f"[{','.join(filter(None, whole.split(chr(10))))}]")
 
 
 def log_tail(file: Path) -> list[str]:

@@ -33,6 +33,7 @@ class Grid {
     this.body.replaceChildren();
     this.foot.replaceChildren(...feet.map((line) => el("tr", {}, ...line.map((text, i) => cellOf(columns[i], i, text)))));
     this.box.scrollTop = 0;
+    if (!rows.length) this.body.append(el("tr", {}, el("td", { class: "text", colspan: columns.length }, "Nothing matches these filters.")));
     this.extend(STEP);
     this.rove(this.body.querySelector("button"));
   }

@@ -8,6 +8,12 @@ const CHOICES = {
   kind: any(data.claims.map((claim) => claim.kind)),
 };
 
+// An address may name what this page does not have: such a filter is none.
+function knownFilters(given) {
+  const known = Object.entries(CHOICES).map(([key, pairs]) => [key, pairs.some(([value]) => value === given[key]) ? given[key] : ""]);
+  return { ...given, ...Object.fromEntries(known) };
+}
+
 const tabs = new Map();
 
 function drawFrame(name) {
@@ -19,9 +25,9 @@ function drawFrame(name) {
   }
   $("filters").hidden = ["notes", "examples"].includes(name);
   if (document.activeElement !== $("q")) $("q").value = state.q;
-  for (const [key, pairs] of Object.entries(CHOICES)) {
+  for (const key of Object.keys(CHOICES)) {
     $(`${key}-label`).hidden = !(FILTERS[name] ?? []).includes(key);
-    $(key).value = pairs.some(([value]) => value === state[key]) ? state[key] : "";
+    $(key).value = state[key];
   }
   $("theme").value = state.theme;
 }

@@ -41,6 +41,7 @@ function addView(name, title, depends, draw) {
 }
 
 function render() {
+  state = knownFilters(state);
   document.documentElement.dataset.theme = state.theme;
   const name = views.has(state.view) ? state.view : DEFAULTS.view;
   for (const other of views.keys()) $(`view-${other}`).hidden = other !== name;

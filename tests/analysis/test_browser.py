@@ -379,3 +379,13 @@ def test_printing_shows_every_row(tab, shown, lines):
     assert tab.run("getComputedStyle(document.querySelector('#view-claims .scroll')).maxHeight") == "none"
     assert texts(tab, "#nav") == []
     tab.send("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_filter_that_the_page_does_not_have_is_none(tab, shown):
+    reopen(tab, shown, "#family=nope&model=nope&task=nope")
+    assert "7 rows" in texts(tab, "#count") and tab.run("document.getElementById('family').value") == ""
+
+
+def test_nothing_found_is_said(tab, shown):
+    reopen(tab, shown, "#view=cells&q=nothing+like+it")
+    assert texts(tab, "#view-cells tbody tr") == ["Nothing matches these filters."]

@@ -28,6 +28,8 @@ from analysis.traces import LOG_LINES, trace
 from .simulate import record, scores, small_store
 
 HOSTILE = '<script>alert("x")</script>|a&b<img src=x onerror=alert(1)>\'"`${alert(2)}\n\u2028\u2029<!--]]>'
+NOTHING = {"status": "done", "predictions": None, "seed": 0}
+"""What a result without predictions has in a frame."""
 VOID = {"meta", "input", "link", "br"}
 
 
@@ -182,7 +184,7 @@ def test_a_failed_cell_holds_its_configuration_and_last_lines(store):
 
 
 def test_cells_lie_in_chunks_of_limited_size(tmp_path):
-    frame = pd.DataFrame({"cell": [f"c{i}" for i in range(2 * CHUNK + 1)], "status": "done", "predictions": None, "column": "a"})
+    frame = pd.DataFrame({"cell": [f"c{i}" for i in range(2 * CHUNK + 1)], **dict.fromkeys(("model", "label", "column"), "a"), **NOTHING})
     for cell in frame["cell"]:
         (tmp_path / cell).mkdir()
         (tmp_path / cell / "record.json").write_text('{"sources": {"methods/x.py": "hash"}}')
