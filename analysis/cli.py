@@ -15,19 +15,15 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import arranged_text, catalogue, claims, dashboard, formats, layouts, page_command, papers, reproduce, source
+from analysis import arranged_text, catalogue, claims, compare_command, dashboard, formats, layouts, page_command, papers, reproduce, source
 from analysis.answers import Answers, answers
 from analysis.arrange import arrange
-from analysis.changes import BEFORE, with_changes
-from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
 from analysis.evidence import Evidence
 from analysis.export import export_records
 from analysis.layout import Layout, layout
-from analysis.means import with_means
 from analysis.page import page
 from analysis.plots import command as plots
-from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
 from analysis.tune import picks
 from analysis.tune import write as write_picks
@@ -77,10 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
     viewed.add_argument("--entity", help="as tracker.entity (default: that of your key)")
     viewed.add_argument("--out", type=Path, help="write the view's JSON to this file instead of creating it; needs no network")
-    compared = _command(commands, "compare", _compare, "paired difference of two methods (or row labels)", sweep="--sweep")
-    compared.add_argument("a", help="method or row label")
-    compared.add_argument("b", help="method or row label that it is compared with")
-    compared.add_argument("--protocol", help="default: every protocol that both were measured on")
+    compare_command.add(commands)
     _command(commands, "answers", _answers, "per set of questions: accuracy with its interval, majority class, invalid answers")
     _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
     exported = _command(commands, "export-records", _export, "copy records and predictions for committing", rows=False)
@@ -200,33 +193,6 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         raise UserError(f"--out {path} cannot be written ({error.strerror}); give a file in a folder that is yours") from error
     Console(soft_wrap=True).print(Text(f"wrote {path}"))
-
-
-def _compare(options: argparse.Namespace) -> None:
-    frame = source.frame(options)
-    if not options.variants:
-        frame = frame[frame["variant"] != LAST]
-    means = with_means(frame, layout(options.sweep).means)
-    whole, changes = with_changes(means.frame)
-    frame = whole if options.variants else whole[whole["variant"] != BEFORE]
-    known = sorted(set(frame["column"].dropna()))
-    if options.protocol not in (None, *known):
-        raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(whole, options.store, means.columns | changes)
-    found = compare_with(frame, samples, options.b, options.protocol, options.a)
-    if not found:
-        raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
-    for comparison in found:
-        Console(soft_wrap=True).print(Text(formats.sentence(comparison, 4) + _exact(comparison, samples)))
-
-
-def _exact(comparison: Comparison, samples: Samples) -> str:
-    """McNemar's exact test where it applies: one seed pair of a 0/1 metric."""
-    try:
-        first, second = (samples.get(comparison.model, comparison.column, label) for label in (comparison.a, comparison.b))
-        return f"; McNemar exact p={mcnemar(first, second):.3f}"
-    except NotComparable:
-        return ""
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from methods.spec import UserError
 log = logging.getLogger(__name__)
 
 DONE, RUNNING = "done", "running"
-NO_RECORD = "no record in W&B"
+NO_RECORD = "not mirrored"
 """The status of a cell that is done and whose run lacks its files."""
 
 
@@ -71,7 +71,7 @@ class MirroredRun:
 
 def configuration(flat: Mapping[str, Any], sweep: str) -> dict[str, Any]:
     """A cell's configuration out of the slash-separated one of its run."""
-    half: dict[str, Any] = {name: {"name": flat[name]} for name in (keys.METHOD, keys.MODEL, keys.TASK, keys.BUDGET)}
+    half: dict[str, Any] = {name: {"name": flat[name]} for name in (keys.METHOD, keys.MODEL, keys.TASK, keys.BUDGET)} | {"recipe": {}}
     for key, value in flat.items():
         *blocks, last = key.split("/")
         if blocks:
@@ -120,18 +120,16 @@ def online(project: str, sweep: str | None, api: Any = None) -> Iterator[Mirrore
 
     Raises `UserError` where W&B cannot be asked.
     """
-    failures: tuple[type[Exception], ...] = (OSError, ValueError)
-    if api is None:
-        import wandb
+    with _translated(project):
+        if api is None:
+            import wandb
 
-        failures += (wandb.errors.Error,)
-    with _translated(project, failures):
-        api = api or wandb.Api()
+            api = wandb.Api()
         for run in api.runs(project, filters={"group": sweep} if sweep else None):
             config, summary = dict(run.config), dict(run.summary_metrics)
             cell = str(config.get(keys.CELL) or "")
             files = run.files() if cell and summary.get(keys.STATUS) == DONE else ()
-            own = {file.name: _downloader(file, project, failures) for file in files if file.name.startswith(f"{cell}/")}
+            own = {file.name: _downloader(file, project) for file in files if file.name.startswith(f"{cell}/")}
             yield MirroredRun(run.id, run.group or "", config, summary, own)
 
 
@@ -139,22 +137,20 @@ def _copier(source: Path) -> Callable[[Path], object]:
     return lambda target: shutil.copyfile(source, target)
 
 
-def _downloader(file: Any, project: str, failures: tuple[type[Exception], ...]) -> Callable[[Path], object]:
+def _downloader(file: Any, project: str) -> Callable[[Path], object]:
     """Files keep their path below the root that they are downloaded to."""
 
     def download(target: Path) -> None:
-        with _translated(project, failures):
+        with _translated(project):
             file.download(root=str(target.parents[len(Path(file.name).parts) - 1]), replace=True).close()
 
     return download
 
 
 @contextmanager
-def _translated(project: str, failures: tuple[type[Exception], ...]) -> Iterator[None]:
+def _translated(project: str) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
-    except failures as error:
+    except Exception as error:  # wandb raises what its service, its server and the network say, of many types
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"--wandb {project} cannot be read ({line}); check the name, WANDB_API_KEY and WANDB_BASE_URL") from error

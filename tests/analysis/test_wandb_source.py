@@ -33,9 +33,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mirrored") / "runs"
     for method, accuracy in (("lora", 0.8), ("full_ft", 0.9)):
         for seed in (0, 1):
-            record(
-                root, f"{method}{seed}", method, seed, scores(method, seed, accuracy + seed / 100), config={"targets": ["q", "v"], "r": 8}
-            )
+            settings = {"targets": ["q", "v"], "r": 8}
+            made = record(root, f"{method}{seed}", method, seed, scores(method, seed, accuracy + seed / 100), config=settings)
+            made.identity["seed"] = seed
+            Store(root).write(made)
     failure(root, "bitfit0", "bitfit", 0)
     for name, text in (("1.json", {"taken": 0.0}), ("1.end.json", {"status": "diverged", "code": 4, "seconds": 1.0})):
         path = root / "bitfit0" / "attempts" / name
@@ -71,7 +72,7 @@ def test_the_table_from_wandb_files_is_the_table_from_the_store(kind, store, fol
 
 def test_frames_and_predictions_are_equal(store, folder, tmp_path):
     rebuild(offline(folder), tmp_path)
-    pd.testing.assert_frame_equal(load(tmp_path, "simulated"), load(store, "simulated"))
+    pd.testing.assert_frame_equal(load(tmp_path, "simulated"), load(store, "simulated"), check_like=True)
     for cell in ("lora0", "full_ft1"):
         pd.testing.assert_frame_equal(*(predictions(root, cell, f"evals/{cell}.parquet") for root in (store, tmp_path)))
 
@@ -112,11 +113,13 @@ def test_a_killed_run_is_read_as_far_as_it_was_written_and_a_damaged_one_is_name
         torn.write_bytes(data[:size])
         assert size == 3 or not read_run(torn).ended
     assert len(list(payloads(data[: len(data) // 3]))) < len(list(payloads(data)))
+    (tmp_path / "bad").mkdir()
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
-    (tmp_path / "flipped.wandb").write_bytes(flipped)
+    for name, content in (("flipped", flipped), ("3", data[:3])):
+        (tmp_path / "bad" / f"{name}.wandb").write_bytes(content)
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="no runs of parebench"):
-        rebuild(offline(tmp_path), tmp_path / "store")
+        rebuild(offline(tmp_path / "bad"), tmp_path / "store")
     assert "3.wandb was not read: it does not begin" in caplog.text and "flipped.wandb was not read: its checksum at byte" in caplog.text
 
 
@@ -188,7 +191,7 @@ class FakeApi:
 def test_the_frame_from_the_api_is_the_frame_from_the_store(sweep, store, folder, tmp_path):
     api = FakeApi(folder)
     rebuild(online("entity/project", sweep, api), tmp_path)
-    pd.testing.assert_frame_equal(load(tmp_path, sweep), load(store, sweep))
+    pd.testing.assert_frame_equal(load(tmp_path, sweep), load(store, sweep), check_like=True)
     assert not (tmp_path / "model.pt").exists() and not api.found[-1].asked
 
 

@@ -27,7 +27,7 @@ TORCH_FREE = [
     *("harness.limits", "harness.memory", "harness.slots", "harness.ranks"),
     *("harness.sweep_cli", "harness.live", "harness.preview"),
     *("harness.mirror", "harness.sync", "harness.tracking"),
-    *("harness.sourcetexts", "harness.stale", "harness.commandline"),
+    *("harness.sourcetexts", "harness.stale", "harness.commandline", "harness.exampletexts"),
 ]
 
 
@@ -78,6 +78,7 @@ def test_analysis_reads_records_only(path: Path) -> None:
         "harness.sourcetexts",
         "harness.stale",
         "harness.commandline",
+        "harness.exampletexts",
     }
 
 
