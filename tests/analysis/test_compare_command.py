@@ -103,15 +103,15 @@ def test_comparisons_of_methods_are_as_they_were(tmp_path, capsys):
 
 def test_texts_are_found_again_by_their_hash_where_the_data_is(tmp_path):
     data = write_toy_data(tmp_path / "data")
-    row = Sources(data, tmp_path).table("demo/sst2", "validation").to_pylist()[3]
+    row = Sources(data, tmp_path).table("glue/sst2", "validation").to_pylist()[3]
     wanted = [example_hash({"sentence": row["sentence"]}), "0" * 16]
     for described in ("validation[:9]", "heldout(seed 1, 5 rows) of validation"):
-        assert texts({"dataset": "demo/sst2", "split": described}, wanted, data, tmp_path) == {wanted[0]: row["sentence"]}
-    assert texts({"dataset": "demo/sst2", "split": "validation"}, wanted, None, tmp_path) == {}
+        assert texts({"dataset": "glue/sst2", "split": described}, wanted, data, tmp_path) == {wanted[0]: row["sentence"]}
+    assert texts({"dataset": "glue/sst2", "split": "validation"}, wanted, None, tmp_path) == {}
     for unknown in ({}, {"dataset": "simulated/set", "split": "validation"}):
         assert texts(unknown, wanted, data, tmp_path) == {}
     with pytest.raises(UserError, match="is no folder"):
-        texts({"dataset": "demo/sst2", "split": "validation"}, wanted, tmp_path / "nothing", tmp_path)
+        texts({"dataset": "glue/sst2", "split": "validation"}, wanted, tmp_path / "nothing", tmp_path)
 
 
 def test_cells_with_variants_keep_them_apart(store):
