@@ -74,10 +74,16 @@ function sections(found) {
   if (found.log) made.push(logged(found.log));
   if (found.outcome) made.unshift(section("How it ended", el("pre", { tabindex: "0" }, (found.outcome.lines ?? []).join("\n"))));
   if (found.curves) made.unshift(section("Learning curves", ...Object.entries(found.curves).map(([name, [steps, values]]) => curve(name, steps, values, curveSize()))));
-  if (found.remake) made.push(section("Make it again", el("pre", { tabindex: "0" }, found.remake)));
+  if (found.record) made.push(section("Make it again", el("pre", { tabindex: "0" }, remake(opened))));
   if (found.config) add("Configuration", found.config);
   if (found.record) recorded(found.record, made, add);
   return made;
+}
+
+// The command that says how; its cell as a shell takes it.
+function remake(cell) {
+  const quoted = /^[\w.-]+$/.test(cell) ? cell : `'${cell.replaceAll("'", "'\\''")}'`;
+  return `parebench-report reproduce ${quoted} --store ${data.store}`;
 }
 
 function recorded(record, made, add) {
