@@ -15,9 +15,10 @@ from analysis.metrics import LOG_SCALE
 from analysis.quoted import Quoted, quoted, same, setting, value
 from analysis.tables import Column, Row, Table, table
 from harness.registry import files as techniques
-from methods.spec import UserError
 
 MEASURED, PUBLISHED, NOT_RUN = "measured", "published", "not run"
+NO_MODEL = "no record"
+"""In place of a model where no record has a place in the layout."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +60,36 @@ class Arranged:
 
 
 def arrange(frame: pd.DataFrame, store: Path, layout: PaperLayout) -> Arranged:
-    """Fill a layout from a frame of `analysis.load.load`; statistics are those of `analysis.tables.table` over the rows that it shows.
-
-    Raises `UserError` where no record has a place in it.
-    """
-    main = frame[(frame["variant"] == "main") | frame["variant"].isna()]
-    measured = frame["column"].map(lambda name: isinstance(name, str) and _wanted(name, layout))
-    kept = frame[measured & frame.index.isin(main.index) & frame.apply(lambda row: _spec(row, layout) is not None, axis=1)]
+    """Fill a layout from a frame of `analysis.load.load`; statistics are those of `analysis.tables.table` over the rows that it shows."""
+    main = frame[frame["variant"].isna() | (frame["variant"] == "main")]
+    specs = {row["label"]: spec for _, row in main.drop_duplicates("label").iterrows() if (spec := _spec(row, layout))}
+    measured = [_wanted(name, metric, layout) for name, metric in zip(main["column"], main["metric"], strict=True)]
+    kept = main[main["label"].isin(specs) & pd.Series(measured, main.index, dtype=bool)]
     if layout.models is not None:
         kept = kept[kept["model"].isin(layout.models)]
-    if kept[kept["status"] == DONE].empty:
-        raise UserError(f"no record has a place in layout {layout.slug}; it shows {_asked(layout)}")
-    means = {column.show: column.mean for column in layout.columns if column.mean}
-    made = table(kept.reset_index(drop=True), store, Layout(title=layout.title, means=means))
+    made = _table(kept, store, layout)
     places = [place for i, spec in enumerate(layout.columns) for place in _places(i, spec, made, layout)]
-    lines = list(_lines(kept, made, layout))
+    lines = list(_lines(kept, specs, made, layout))
     return Arranged(layout, made, places, lines, [*_notes(lines, places), *_left_out(frame, kept, layout)])
 
 
-def _asked(layout: PaperLayout) -> str:
-    methods = dict.fromkeys(spec.method for spec in layout.rows if spec.method)
-    return f"{', '.join(methods)} on {', '.join(spec.protocol or spec.show for spec in layout.columns)}"
+def _table(kept: pd.DataFrame, store: Path, layout: PaperLayout) -> Table:
+    if kept[kept["status"] == DONE].empty:
+        return Table(layout.title, "", [], [], [])
+    means = {column.show: column.mean for column in layout.columns if column.mean}
+    return table(kept.reset_index(drop=True), store, Layout(title=layout.title, means=means))
 
 
-def _wanted(column: str, layout: PaperLayout) -> bool:
+def _wanted(column: object, metric: object, layout: PaperLayout) -> bool:
     """Is it a column of the layout, or a task of one of its means?"""
+    if not isinstance(column, str):
+        return False
     place, _, form = column.partition("@")
     task = place.rpartition("/")[2]
     return any(
-        fnmatchcase(column, spec.protocol) if spec.protocol else task in (spec.mean or []) and fnmatchcase(form, spec.form)
+        fnmatchcase(column, spec.protocol) and spec.metric in (None, metric)
+        if spec.protocol
+        else task in (spec.mean or []) and fnmatchcase(form, spec.form)
         for spec in layout.columns
     )
 
@@ -107,7 +109,8 @@ def _places(index: int, spec: ColumnSpec, made: Table, layout: PaperLayout) -> l
     if spec.mean:
         found = [column for column in made.columns if column.name.partition("@")[0].rpartition("/")[2] == f"{spec.show}-mean"]
     else:
-        found = [column for column in made.columns if fnmatchcase(column.name, spec.protocol or "") and not _is_mean(column, layout)]
+        named = [column for column in made.columns if fnmatchcase(column.name, spec.protocol or "") and not _is_mean(column, layout)]
+        found = [column for column in named if spec.metric in (None, column.metric)]
     if not found:
         return [Place(index, spec, None, spec.show, spec.scale or layout.scale, layout.decimals)]
     return [_place(index, spec, column, layout, alone=len(found) == 1) for column in found]
@@ -125,21 +128,19 @@ def _place(index: int, spec: ColumnSpec, column: Column, layout: PaperLayout, *,
     return Place(index, spec, column, f"{title} {'↑' if column.higher_is_better else '↓'}", scale, decimals)
 
 
-def _lines(kept: pd.DataFrame, made: Table, layout: PaperLayout) -> Iterator[Line]:
-    first = kept.drop_duplicates(["model", "label"]).set_index(["model", "label"])
-    specs = {key: _spec(row, layout) for key, row in first.iterrows()}
-    methods = first["method"].to_dict()
+def _lines(kept: pd.DataFrame, specs: dict[str, RowSpec], made: Table, layout: PaperLayout) -> Iterator[Line]:
+    methods = kept.drop_duplicates("label").set_index("label")["method"].to_dict()
     published = quoted(layout) if layout.published else []
-    models = list(dict.fromkeys(row.model for row in made.rows))
-    for model in sorted(models, key=layout.models.index) if layout.models else models:
-        rows = [(specs[model, row.label], row) for row in made.rows if row.model == model]
+    models = list(dict.fromkeys(row.model for row in made.rows)) or [NO_MODEL]
+    for model in sorted(models, key=layout.models.index) if layout.models and made.rows else models:
+        rows = [(specs[row.label], row) for row in made.rows if row.model == model]
         yield from _of_model(model, rows, [one for one in published if one.model == model], layout, methods)
     for model in dict.fromkeys(one.model for one in published if one.model not in models):
         yield from _only_published(model, [one for one in published if one.model == model])
 
 
 def _of_model(
-    model: str, rows: list[tuple[RowSpec | None, Row]], published: list[Quoted], layout: PaperLayout, methods: dict[tuple[str, str], str]
+    model: str, rows: list[tuple[RowSpec | None, Row]], published: list[Quoted], layout: PaperLayout, methods: dict[str, str]
 ) -> Iterator[Line]:
     group = ""
     for spec in layout.rows:
@@ -147,8 +148,8 @@ def _of_model(
             group = spec.group
             continue
         own = [row for owner, row in rows if owner is spec]
-        for row in sorted(own, key=lambda row: _family(methods[model, row.label])) if layout.group_by == "family" else own:
-            heading = _family(methods[model, row.label]) if layout.group_by == "family" else group
+        for row in sorted(own, key=lambda row: _family(methods[row.label])) if layout.group_by == "family" else own:
+            heading = _family(methods[row.label]) if layout.group_by == "family" else group
             yield Line(model, heading, _name(spec, row, own), MEASURED, row)
         if not own and not spec.pattern:
             yield Line(model, group, _shown(spec), NOT_RUN, why=_why(spec))
@@ -190,7 +191,7 @@ def _why(spec: RowSpec) -> str:
 def _notes(lines: Sequence[Line], places: Sequence[Place]) -> Iterator[str]:
     """What each column is, what each name stands for, and why something is missing."""
     yield from (f"{p.title}: {p.column.name}, {p.column.metric}, {p.column.examples} examples" for p in places if p.column)
-    if absent := [f"{p.title} ({p.spec.protocol or 'a mean over ' + ', '.join(p.spec.mean or [])})" for p in places if p.column is None]:
+    if absent := [f"{p.title} ({_asked(p.spec)})" for p in places if p.column is None]:
         yield f"no record was measured on: {', '.join(absent)}"
     if names := dict.fromkeys(f"{line.name} = {line.row.label}" for line in lines if line.row and line.name != line.row.label):
         yield f"rows: {', '.join(names)}"
@@ -203,6 +204,11 @@ def _notes(lines: Sequence[Line], places: Sequence[Place]) -> Iterator[str]:
         for index, claim in line.quoted.claims.items() if line.quoted else ():
             title = next(place.spec.show for place in places if place.index == index)
             yield f"{line.name}, {title}: {value(claim)} {claim.unit}: {setting(claim)}"
+
+
+def _asked(spec: ColumnSpec) -> str:
+    pattern = spec.protocol or f"a mean over {', '.join(spec.mean or [])}"
+    return f"{pattern}, {spec.metric}" if spec.metric else pattern
 
 
 def _left_out(frame: pd.DataFrame, kept: pd.DataFrame, layout: PaperLayout) -> Iterator[str]:

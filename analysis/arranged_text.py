@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Group
 
 from analysis import render
-from analysis.arrange import NOT_RUN, Arranged, Line, Place
+from analysis.arrange import NOT_RUN, PUBLISHED, Arranged, Line, Place
 from analysis.formats import DETECTABLE, LEGEND, TIED, count, csv_lines, ranked
 from analysis.layouts import PaperLayout
 from analysis.metrics import LOG_SCALE
@@ -24,13 +24,14 @@ HOW = (
 
 
 def sheet(arranged: Arranged) -> Sheet:
-    """The table as text, one grid per model, then its ranking across tasks."""
-    models = dict.fromkeys(line.model for line in arranged.lines)
-    grids = [_grid(model, [line for line in arranged.lines if line.model == model], arranged) for model in models]
+    """The table as text: a grid for each model, and its ranking across tasks."""
     names = {(line.model, line.row.label): line.name for line in arranged.lines if line.row}
-    across = [ranked(_renamed(one, names)) for one in arranged.table.rankings]
+    grids = []
+    for model in dict.fromkeys(line.model for line in arranged.lines):
+        grids.append(_grid(model, [line for line in arranged.lines if line.model == model], arranged))
+        grids += [ranked(_renamed(one, names)) for one in arranged.table.rankings if one.model == model]
     legend = [*HOW, LEGEND[2], *([LEGEND[-1]] if {"trials", "origin"} & set(arranged.layout.sides) else [])]
-    return Sheet(arranged.layout.title, "", grids + across, [*legend, *arranged.notes, *arranged.table.footnotes])
+    return Sheet(arranged.layout.title, "", grids, [*legend, *arranged.notes, *arranged.table.footnotes])
 
 
 def _renamed(across: Across, names: dict[tuple[str, str], str]) -> Across:
@@ -45,7 +46,7 @@ def _renamed(across: Across, names: dict[tuple[str, str], str]) -> Across:
 
 def _grid(model: str, lines: list[Line], arranged: Arranged) -> Grid:
     """The lines of one model; where none is measured, only the columns that have a published value."""
-    measured = any(line.row for line in lines)
+    measured = any(line.kind != PUBLISHED for line in lines)
     quoted = {index for line in lines if line.quoted for index in line.quoted.claims}
     places = arranged.places if measured else _first_forms(place for place in arranged.places if place.index in quoted)
     names = arranged.layout.sides if measured else []
@@ -56,7 +57,7 @@ def _grid(model: str, lines: list[Line], arranged: Arranged) -> Grid:
             shown.append([Entry(line.group)])
         group = line.group
         shown.append([Entry(line.name), *_entries(line, places, arranged.layout), *_sides(line, names)])
-    if measured:
+    if any(line.row for line in lines):
         shown.append([Entry(DETECTABLE), *(_detectable(place, model) for place in places), *[Entry("")] * len(names)])
     titles = ["method", *(place.title if measured else place.spec.show for place in places), *(SIDES[name].title for name in names)]
     return Grid(titles, shown, 1, model)

@@ -27,6 +27,7 @@ from analysis.layout import Layout, layout
 from analysis.load import load
 from analysis.means import with_means
 from analysis.page import page
+from analysis.plots import command as plots
 from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
 from analysis.tune import picks
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
+    plots.add(commands)
     catalogue.add(commands)
     claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")

@@ -59,6 +59,8 @@ class ColumnSpec:
     """Tasks whose unweighted mean it is."""
     form: str = "*"
     """Of a mean: a pattern of what the protocol ids of its tasks say behind the @."""
+    metric: str | None = None
+    """Only where it is the metric that the records' tables show; null = whichever that is."""
     published: str | None = None
     """Pattern of the protocol of published values, where it is not that of the records."""
     decimals: int | None = None

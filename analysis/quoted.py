@@ -35,7 +35,7 @@ def quoted(layout: PaperLayout) -> list[Quoted]:
     for index, spec in enumerate(layout.rows):
         for claim, query in _claims(spec):
             for place, column in enumerate(layout.columns):
-                if fnmatchcase(query.protocol, column.published or column.protocol or ""):
+                if column.metric in (None, query.metric) and fnmatchcase(query.protocol, column.published or column.protocol or ""):
                     found.setdefault((index, query.model, _beyond(spec, query)), {}).setdefault(place, claim)
     return [Quoted(layout.rows[index], model, settings, claims) for (index, model, settings), claims in sorted(found.items())]
 

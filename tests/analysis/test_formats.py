@@ -39,6 +39,12 @@ def test_golden(built, ending):
     assert text == (GOLDEN / f"table.{ending}").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("ending", ["md", "csv", "tex"])
+def test_golden_with_hostile_names(hostile, ending):
+    text = {"md": formats.markdown, "csv": formats.csv_text, "tex": formats.latex}[ending](hostile)
+    assert text == (GOLDEN / f"table_hostile.{ending}").read_text(encoding="utf-8")
+
+
 def test_hostile_names_in_csv(hostile):
     rows = list(csv.reader(io.StringIO(formats.csv_text(hostile))))
     assert {row[1] for row in rows[1:]} == {HOSTILE, "'=cmd()", "'+1", "lora"}

@@ -158,9 +158,23 @@ def test_perplexity_is_not_scaled(own):
     assert grid.titles[1] == "text ↓" and "1.65" in [entries[1].text for entries in grid.lines if len(entries) > 1]
 
 
-def test_records_without_a_place_are_refused(store):
-    with pytest.raises(UserError, match=r"no record has a place in layout small; it shows none on c4@\*"):
-        shown(store, rows=[{"method": "none"}], columns=[{"protocol": "c4@*", "show": "C4"}])
+def test_a_layout_that_no_record_has_a_place_in_is_all_not_run(store):
+    made = shown(store, columns=[{"protocol": "c4@*", "show": "C4"}], published=False)
+    assert {line.kind for line in made.lines} == {NOT_RUN} and {line.model for line in made.lines} == {"no record"}
+    (grid,) = arranged_text.sheet(made).grids
+    assert [entries[1].text for entries in grid.lines if len(entries) > 1] == ["not run"] * 6
+    assert "no record was measured on: C4 (c4@*)" in made.notes
+
+
+def test_a_column_may_ask_for_a_metric(store):
+    columns = [
+        {"protocol": "glue/rte@*", "show": "RTE", "metric": "f1"},
+        {"protocol": "glue/sst2@*", "show": "SST-2", "metric": "accuracy"},
+    ]
+    made = shown(store, columns=columns)
+    assert [place.column and place.column.name for place in made.places] == [None, "glue/sst2@heldout"]
+    assert "no record was measured on: RTE (glue/rte@*, f1)" in made.notes
+    assert all(set(line.quoted.claims) == {1} for line in made.lines if line.quoted)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +251,12 @@ def hostile(tmp_path):
     columns = [{"protocol": "*@x", "show": HOSTILE}, {"protocol": "c4", "show": "+1"}]
     given = small(title=HOSTILE, rows=[*rows, {"method": "lora"}], columns=columns, published=False)
     return arrange(load(tmp_path), tmp_path, given)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_golden_layout_with_hostile_names(hostile, ending):
+    text = arranged_text.FORMATS[ENDINGS[ending]](hostile)
+    assert text == (GOLDEN / f"layout_hostile.{ending}").read_text(encoding="utf-8")
 
 
 class Tags(HTMLParser):

@@ -1,8 +1,11 @@
 """Ranks across tasks against scipy, published constants, enumeration and the paired comparisons that they summarise."""
 
+import json
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
@@ -69,6 +72,31 @@ def test_ranks_are_one_for_the_best_and_shared_by_equals():
 def test_the_critical_difference_is_that_of_the_published_table(methods, q):
     """q of Demsar (2006), table 5(a)."""
     assert ranks.critical_difference(methods, 14) == pytest.approx(q * np.sqrt(methods * (methods + 1) / (6 * 14)), abs=1e-3)
+
+
+REFERENCES = json.loads((Path(__file__).parent / "golden" / "references.json").read_text())
+"""What scikit-posthocs and statsmodels, which the tests do not need, gave for random data."""
+
+
+def test_methods_that_the_critical_difference_tells_apart_are_those_of_scikit_posthocs():
+    found = REFERENCES["nemenyi"]
+    mean = ranks.ranks_of(np.array(found["scores (tasks, methods)"])).mean(axis=0)
+    distance = np.abs(mean[:, None] - mean[None, :])
+    told = np.array(found["p"]) <= 0.05
+    assert 0 < told.sum() < told.size - 5
+    assert ((distance >= ranks.critical_difference(5, 12)) == told).all()
+
+
+def test_holm_and_mcnemar_are_those_of_statsmodels():
+    assert stats.holm(REFERENCES["holm"]["p"]) == pytest.approx(REFERENCES["holm"]["adjusted"])
+    for case in REFERENCES["mcnemar"]:
+        right = {
+            "a": [1.0] * case["only a"] + [0.0] * case["only b"] + [1.0] * 5,
+            "b": [0.0] * case["only a"] + [1.0] * (case["only b"] + 5),
+        }
+        tables = {label: pd.DataFrame({"example": map(str, range(len(scores))), "score": scores}) for label, scores in right.items()}
+        a, b = (stats.sample(label, "accuracy", {0: table}) for label, table in tables.items())
+        assert stats.mcnemar(a, b) == pytest.approx(case["p"])
 
 
 def test_groups_are_the_longest_runs_within_the_distance():
