@@ -46,7 +46,7 @@ class Chunks:
 
     def add(self, value: Any) -> int:
         """The number of the chunk that holds `value`; equal values give equal bytes."""
-        text = gzip.compress(_json(value).encode(), compresslevel=6, mtime=0)
+        text = gzip.compress(_json(value).encode(), compresslevel=4, mtime=0)
         self.texts.append(base64.b64encode(text).decode())
         return len(self.texts) - 1
 

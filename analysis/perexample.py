@@ -16,7 +16,7 @@ DETAILED = 2_000
 """Examples up to which answers (or scores that are not 0 and 1) are kept beside correctness."""
 CHARACTERS = 80
 """Shown of an answer or label."""
-RESULTS = 3_000
+RESULTS = 2_000
 """Results whose predictions are read at most; reading a file takes milliseconds."""
 
 Columns = Mapping[str, Any]
@@ -45,16 +45,15 @@ class Packed:
 
 
 def packed(frame: pd.DataFrame, read: Read, most: int = RESULTS) -> Iterator[tuple[str, ExampleSet, dict[tuple[str, str], Packed]]]:
-    """Column by column: its name, its examples, and (cell, variant) -> result. Stops before a column that would exceed `most` results.
+    """Column by column: its name, its examples, and (cell, variant) -> result; of the first models whose results are `most` at most.
 
     Results on other examples than the first of their column are left out: they cannot be paired.
     """
     done = frame[(frame["status"] == DONE) & frame["predictions"].notna()]
     once = done.sort_values(["seed", "cell"]).drop_duplicates(["model", "label", "column", "seed"])
-    for column, used in once.groupby("column"):
-        most -= len(used)
-        if most < 0:
-            return
+    total = once.groupby(["column", "model"])["cell"].size().cumsum()
+    few = once.set_index(["column", "model"], drop=False).loc[total.index[total <= most]]
+    for column, used in few.groupby(few["column"].to_numpy()):
         yield (str(column), *_column(used, read))
 
 

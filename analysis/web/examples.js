@@ -66,7 +66,7 @@ function showPairs({ a, b, examples, found, column }) {
   const n = examples.keys.length;
   const pairs = found.map((pair) => ({ ...pair, x: scoresOf(pair.a, n), y: scoresOf(pair.b, n), binary: Boolean(pair.a.bits && pair.b.bits) }));
   if (!pairs.length || pairs.some((pair) => !pair.x || !pair.y)) {
-    return counted.replaceChildren(el("p", {}, "This page keeps no scores of these two rows (too many examples, or other ones); use parebench-report compare."));
+    return counted.replaceChildren(el("p", {}, "This page keeps no scores of these two rows (it holds too many results, or they are of other examples); use parebench-report compare."));
   }
   const binary = pairs.every((pair) => pair.binary);
   const rows = pairs.map((pair) => [`seed ${pair.name}`, ...(binary ? contingency(pair) : means(pair, column)).map(String)]);
