@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis.metrics import LOG_SCALE
-from analysis.plots.draw import frame_of, freeze, grid, hide_rest, note, over, short, text_size
+from analysis.plots.draw import frame_of, freeze, grid, hide_rest, note, over, settle, short, text_size
 from analysis.plots.placing import NEAR, Box, nearest, place
 from analysis.plots.points import Panel, Point
 from analysis.plots.style import COLOURS, GREY, RC, SMALL, figure
@@ -18,6 +18,8 @@ from analysis.plots.style import COLOURS, GREY, RC, SMALL, figure
 WIDE = 20.0
 """Ratio of costs from which the axis is logarithmic."""
 FRONT = COLOURS[0]
+HARD = "\u00a0"
+"""A space at which no line is broken."""
 
 
 def draw(panels: Sequence[Panel], width: str, *, front: bool = True) -> Figure:
@@ -30,13 +32,13 @@ def draw(panels: Sequence[Panel], width: str, *, front: bool = True) -> Figure:
         names = [[point.label for point in panel.points] for panel in panels]
         text = _note(panels, front)
         note(made, width, text)
-        made.draw_without_rendering()
+        settle(made, axes)
         boxes = [_place(ax, own, at, panel, front) for ax, own, at, panel in zip(axes, names, places, panels, strict=False)]
         crowded = [i for i, own in enumerate(boxes) if None in own]
         if crowded:
             key = _key([names[i] for i in crowded])
             names = [[str(key[name]) for name in own] if i in crowded else own for i, own in enumerate(names)]
-            note(made, width, f"{text}. {', '.join(f'{number} {name}' for name, number in key.items())}")
+            note(made, width, f"{text}. {', '.join(f'{number} {name}'.replace(' ', HARD) for name, number in key.items())}")
             made.draw_without_rendering()
             boxes = [_place(ax, own, at, panel, front) for ax, own, at, panel in zip(axes, names, places, panels, strict=False)]
         freeze(made)
@@ -147,5 +149,6 @@ def _key(names: Sequence[Sequence[str]]) -> dict[str, int]:
 def _note(panels: Sequence[Panel], front: bool) -> str:
     seeds = [point.seeds for panel in panels for point in panel.points]
     left_out = sorted({name for panel in panels for name in panel.left_out})
-    parts = [over(seeds), "line: Pareto front" if front else "vertical line: nothing forgotten"]
+    wide = front and any(point.x.high > point.x.low for panel in panels for point in panel.points)
+    parts = [over(seeds) + (", across: their range" if wide else ""), "line: Pareto front" if front else "vertical line: nothing forgotten"]
     return "; ".join(parts + ([f"not shown (failed seeds or no such cost): {', '.join(left_out)}"] if left_out else []))

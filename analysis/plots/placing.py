@@ -6,8 +6,8 @@ from collections.abc import Sequence
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""
 Pixel = tuple[float, float]
-RADII = (4, 8, 13, 19, 26, 34, 44, 56, 70, 86, 104)
-"""Distances in points that are tried between a point and its label."""
+RADII = (4, 8, 13, 19, 26, 34, 44)
+"""Distances in points that are tried between a point and its label; from farther away nobody finds the point."""
 NEAR = 6
 """Points up to which a label needs no line to its point."""
 ROUNDS = 12

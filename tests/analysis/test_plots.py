@@ -22,7 +22,7 @@ from analysis.changes import with_changes
 from analysis.load import load
 from analysis.plots import critical, curves, draw_curves, draw_heat, draw_points, heat, points
 from analysis.plots.curves import SELECTION, learning, swept
-from analysis.plots.draw import over, short
+from analysis.plots.draw import broken, over, short
 from analysis.plots.placing import leader, overlap, place, spread
 from analysis.plots.points import Panel, Point, Value, forgetting, pareto, with_front
 from analysis.plots.style import COLOURS, ENDINGS, GREY, RC, WIDTHS, save
@@ -116,6 +116,28 @@ def test_labels_of_points_cover_nothing_and_all_are_there(n: int, width: str) ->
     said = made._supxlabel.get_text().replace("\n", " ")
     named = [name for name in texts if name.startswith("method_")] or re.findall(r"method_\d+", said)
     assert sorted(named) == sorted(point.label for point in one.points)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_long_titles_are_broken_and_cover_nothing(width: str) -> None:
+    long = "commonsense_147k/arc_challenge@generate-masked-384-beam4-32[:100]"
+    some = [replace(panel([1.0, 2.0], [0.1, 0.2]), column=f"{long}{i}") for i in range(4)]
+    lines = curves.Panel(f"a_model_of_135m, {long}", "x", "accuracy", (line_of("lora", [0.1, 0.2]),))
+    cells = heat.Heat(f"magnitude, {long}", ("attention.output.dense",) * 3, ("0", "1"), np.ones((3, 2)))
+    for made in (draw_points.draw(some, width), draw_curves.draw([lines] * 4, width), draw_heat.draw([cells] * 4, width)):
+        made.draw_without_rendering()
+        boxes = [ax._left_title.get_window_extent() for ax in made.axes]
+        whole = [made.bbox.width, made.bbox.height]
+        for box, ax in zip(boxes, made.axes, strict=True):
+            assert box.x0 >= 0 and box.x1 <= whole[0] and box.y1 <= whole[1] and long in ax.get_title(loc="left").replace("\n", "")
+        for one, other in combinations([(box.x0, box.y0, box.x1, box.y1) for box in boxes], 2):
+            assert not overlap(one, other)
+
+
+def test_titles_break_after_their_parts() -> None:
+    assert broken("minilm, glue/sst2@last", 14) == ["minilm, glue/", "sst2@last"]
+    assert broken("minilm, glue/sst2@last", 99) == ["minilm, glue/sst2@last"]
+    assert broken("abcdefgh", 3) == ["abc", "def", "gh"]
 
 
 def test_drawn_points_and_bars_are_the_data() -> None:
