@@ -20,7 +20,7 @@ quickstart: install
 	$(BIN)/parebench-report table quickstart && $(BIN)/parebench-report page quickstart && exit $$code
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not accept and not bench and not cluster"
+	$(BIN)/python -m pytest -n 3 --dist loadscope -m "not accept and not bench and not cluster"
 
 # a real one-node SLURM; skips and says why where Debian's packages (root, apt-get) or submitit cannot be installed
 test-cluster: install

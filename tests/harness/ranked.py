@@ -93,8 +93,16 @@ def fit(out: str, container: dict[str, Any]) -> None:
     model = bench.method.fit(model, bench.ctx)
     if distributed.leave():
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        moved = all(not torch.equal(before[name], p) for name, p in trained.items())
-        write(Path(out), trained, {"moved": moved, "phases": [(p.name, p.steps, p.examples, p.tokens) for p in bench.ctx.phases]})
+        still = [name for name, p in trained.items() if torch.equal(before[name], p)]
+        write(
+            Path(out),
+            trained,
+            {
+                "moved": len(trained) - len(still),
+                "still": still,
+                "phases": [(p.name, p.steps, p.examples, p.tokens) for p in bench.ctx.phases],
+            },
+        )
 
 
 def once(out: str, container: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from harness.resolve import steps
 from harness.store import Store
 from harness.worker import Terms
 from tests.contract.toy import write_toy_data
+from tests.contract.trial import CALIBRATION
 from tests.harness import ranked
 
 PROCESSES = 2
@@ -163,9 +164,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RATE = ["recipe.batch=16", "recipe.lr=1e-3", "recipe.schedule=constant", "recipe.warmup=0"]
 
 
+TRAINING = {"dropout": "0", "retrain": "true"}
+"""Keys of methods and what they must be for training without noise."""
+
+
 def container(method: str, store: Path, toy: Path, *more: str) -> dict[str, Any]:
     """A cell of 3 steps on the tiny BERT, without dropout; at a constant rate, since many factors have no gradient before others moved."""
-    dry = ["method.dropout=0"] if "dropout" in registry.load_spec(method).config.__dataclass_fields__ else []
+    spec = registry.load_spec(method)
+    dry = [f"method.{key}={value}" for key, value in TRAINING.items() if key in spec.config.__dataclass_fields__]
+    dry += CALIBRATION if spec.traits.calibration else []
     where = [
         f"data_dir={toy}",
         f"run.store={store}",
@@ -190,8 +197,10 @@ def test_every_method_proves_the_modes_that_it_declares(method: str, kind: str, 
     several = container(method, tmp_path / "together", toy, f"compute={kind}", f"compute.processes={PROCESSES}")
     assert together("fit", str(tmp_path / "two"), several, log=tmp_path / "log.txt") == 0, (tmp_path / "log.txt").read_text()
     (weights, facts), (expected, single) = result(tmp_path / "two"), result(tmp_path / "one")
+    traits = registry.load_spec(method).traits
     assert facts == single and facts["moved"]
-    if "forward" not in registry.load_spec(method).traits.randomness:
+    assert traits.sparse or traits.sparse_delta or not facts["still"]  # few entries of few matrices train, or scores that still are zero
+    if "forward" not in traits.randomness:
         assert apart(weights, expected) < 1e-5
 
 
