@@ -8,7 +8,6 @@ from torch import nn
 
 from methods.adapters.own_base import wrapped
 from methods.prune.loram import Loram, matrix
-from methods.prune.structured import groups
 from methods.roles import prunable
 from methods.spec import UserError
 from tests.methods.fakes import FakeContext, batches, build, logits, snapshot, trainable
@@ -121,13 +120,11 @@ def test_alignment_trains_the_pruned_model_lowers_its_loss_and_never_reaches_the
 
 
 def test_trained_parameters_are_those_of_the_pruned_shapes() -> None:
-    m, model, ctx = prepared()
-    del ctx
+    m, model, _ = prepared()
     shapes = [layer.stock().weight.shape for layer in wrapped(model).values()]
     own = sum(size for name, size in trainable(model).items() if name.endswith((".A", ".B")))
     assert own == sum(4 * sum(shape) for shape in shapes)
     assert sum(shape.numel() for shape in shapes) == m.measure(model, None)["pruned_map_weights"]
-    assert all(group.units > 0 for group in groups(build("tiny_llama")))
 
 
 def test_a_pattern_is_needed_for_semi() -> None:

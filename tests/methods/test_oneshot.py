@@ -76,7 +76,6 @@ def test_wanda_keeps_in_each_row_what_the_formula_ranks_first(name: str) -> None
 def test_wanda_sees_the_pruned_prefix() -> None:
     """The second block's mask is that of inputs from the pruned first block, not from the dense one."""
     dense, (_, model, _) = build("tiny_llama"), pruned(Wanda, build("tiny_llama"))
-    first, second = layers(dense)
     half = build("tiny_llama")
     pruned_first = {name: m for name, m in prunable(model).items() if ".0." in name}
     with torch.no_grad():
@@ -89,7 +88,7 @@ def test_wanda_sees_the_pruned_prefix() -> None:
         expected = row_mask(weight.abs() * prefix[name].norm(dim=0), 0.5)
         assert torch.equal(canonical(model, name) != 0, expected)
         differs += int((row_mask(weight.abs() * plain[name].norm(dim=0), 0.5) != expected).sum())
-    assert differs > 0 and first is not second
+    assert differs > 0
 
 
 def test_wanda_is_magnitude_on_white_inputs_and_blind_to_a_rescaled_feature() -> None:
