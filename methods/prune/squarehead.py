@@ -62,18 +62,11 @@ class Squarehead(MaskedMethod):
             drawn = ("mask",) if self.criterion == "random" else ()
             return replace(traits, calibration=looks, moe=traits.moe and not looks, randomness=drawn)
 
-    traits = Traits(exact_at_init=False, sparse=True)
+    traits = Traits(sparse=True)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """Fine-tune the teacher, keep a frozen copy of it, prune."""
+        """The loaded model: the teacher comes first, so pruning is a part of `fit`."""
         self.teacher: nn.Module | None = None
-        if next(model.parameters()).is_meta:
-            return super().prepare(model, ctx)
-        if self.config.teacher:
-            model = ctx.train(model.requires_grad_(True), "teacher", share=self.config.teacher, select=False)
-        teacher = copy.deepcopy(model).requires_grad_(False).eval()
-        model = super().prepare(model, ctx)
-        self.teacher = teacher
         return model
 
     def masks(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, Tensor]]:
@@ -81,7 +74,13 @@ class Squarehead(MaskedMethod):
         yield from prune(model, ctx, self.config.criterion, self.config.sparsity, self.config.pattern).items()
 
     def fit(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """Train the student."""
+        """Fine-tune the teacher, keep a frozen copy of it, prune, train the student."""
+        if self.config.teacher:
+            model = ctx.train(model, "teacher", share=self.config.teacher, select=False)
+        teacher = copy.deepcopy(model).requires_grad_(False).eval()
+        teacher.config.use_cache = False
+        model = super().prepare(model, ctx)
+        self.teacher = teacher
         return ctx.train(model, share=1 - self.config.teacher)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: Context) -> Tensor:

@@ -73,30 +73,47 @@ def test_kl_takes_the_logits_that_predict_labels() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2", "tiny_llama"])
-def test_the_student_starts_as_the_pruned_teacher_and_zeros_stay(name: str) -> None:
+def test_the_student_starts_as_the_pruned_teacher_and_zeros_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     m, model, ctx = prepared(name)
-    assert ctx.phases == ["teacher"]
+    starts = {}
+    train = ctx.train
+
+    def watched(model: nn.Module, phase: str = "main", **settings: Any) -> nn.Module:
+        starts[phase] = snapshot(model)
+        return train(model, phase, **settings)
+
+    monkeypatch.setattr(ctx, "train", watched)
+    model = m.fit(model, ctx)
+    assert ctx.phases == ["teacher", "main"]
     assert m.teacher is not None and not any(p.requires_grad for p in m.teacher.parameters())
     taught = snapshot(m.teacher)
     for key, weight in prunable_parameters(model).items():
-        kept = weight != 0
-        assert int(kept.sum()) * 2 == weight.numel() and torch.equal(weight[kept], taught[key][kept])
-    zeros = {key: weight == 0 for key, weight in prunable_parameters(model).items()}
-    model = m.fit(model, ctx)
-    assert all(torch.equal(weight == 0, zeros[key]) for key, weight in prunable_parameters(model).items())
-    assert all(torch.equal(p, taught[n]) for n, p in m.teacher.named_parameters())
+        kept = starts["main"][key] != 0
+        assert int(kept.sum()) * 2 == kept.numel() and torch.equal(starts["main"][key][kept], taught[key][kept])
+        assert torch.equal(weight != 0, kept)
+        assert not torch.equal(taught[key], starts["teacher"][key])
     fitted = logits(model)
     assert torch.equal(logits(m.finalize(model, ctx)), fitted)
+
+
+def taught(**changes: Any) -> tuple[Squarehead, nn.Module, FakeContext]:
+    """A student before its first step, beside its teacher."""
+    m, model, ctx = prepared(teacher=0.0, **changes)
+    ctx.rows = []
+    for p in model.parameters():
+        p.data.mul_(10 if p.ndim == 2 else 1)  # so that pruning changes the logits of a model of small random weights
+    return m, m.fit(model, ctx), ctx
 
 
 def test_loss_is_the_sum_of_its_parts() -> None:
     batch = batches(1)[0]
     parts = {}
     for name, weights in {"ce": (1, 0, 0), "kl": (0, 1, 0), "square": (0, 0, 1), "all": (0.5, 2, 3)}.items():
-        m, model, ctx = prepared(ce=weights[0], kl=weights[1], square=weights[2], teacher=0.0)
+        m, model, ctx = taught(ce=weights[0], kl=weights[1], square=weights[2])
         parts[name] = m.loss(model.eval(), batch, ctx).item()
     assert parts["all"] == pytest.approx(0.5 * parts["ce"] + 2 * parts["kl"] + 3 * parts["square"], rel=1e-5)
-    m, model, ctx = prepared(sparsity=0.0, teacher=0.0, ce=0.0, kl=1.0)
+    assert parts["ce"] > 0.1 and parts["kl"] > 1e-3 and parts["square"] > 0.01
+    m, model, ctx = taught(sparsity=0.0, ce=0.0, kl=1.0)
     assert m.loss(model.eval(), batch, ctx).item() == pytest.approx(0, abs=1e-5)  # the student is its teacher
 
 
