@@ -53,6 +53,10 @@ class Sms(MaskedMethod):
             """Always: a soup is of trained models."""
             return True
 
+        def adjust(self, traits: Traits) -> Traits:
+            """Orders of the rows are draws."""
+            return replace(traits, randomness=("data",)) if self.vary == "order" and self.members > 1 else traits
+
     traits = Traits(sparse=True)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
