@@ -1,7 +1,6 @@
 """`parebench-report`: records in, tables and pages out."""
 
 import argparse
-import ast
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -9,27 +8,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import claims, dashboard, formats, papers
+from analysis import arranged_text, catalogue, claims, dashboard, formats, layouts, page_command, papers
 from analysis.answers import Answers, answers
+from analysis.arrange import arrange
 from analysis.changes import BEFORE, with_changes
 from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
+from analysis.evidence import Evidence
 from analysis.export import export_records
-from analysis.layout import layout
+from analysis.layout import Layout, layout
 from analysis.load import load
 from analysis.means import with_means
 from analysis.page import page
+from analysis.plots import command as plots
 from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
 from analysis.tune import picks
 from analysis.tune import write as write_picks
-from harness.registry import files, load_spec
 from harness.store import write_atomically
 from methods.spec import UserError
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["params"]:
             return _params(argv[1:])
-        options = _parser().parse_args(argv)
+        options = _parser().parse_args(argv, argparse.Namespace(argv=argv))
         return options.run(options) or 0
     except UserError as error:
         errors.print(Text(f"parebench-report: {error}"))
@@ -69,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     shown = _command(commands, "table", _table, "print the table of a sweep, or of all records")
     shown.add_argument("--format", choices=FORMATS, help="default: terminal, or what the name of --out ends with")
     shown.add_argument("--out", type=Path, help="write to this file")
-    paged = _command(commands, "page", _page, "write one self-contained HTML file")
-    paged.add_argument("--out", type=Path, help="default: <store>/<sweep>.html")
+    shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
+    page_command.options(_command(commands, "page", _page, "write one self-contained HTML file"))
     viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
     viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
@@ -87,10 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
-    commands.add_parser("methods", help="what methods exist").set_defaults(run=_methods)
-    claimed = commands.add_parser("claims", help="published parameter counts beside ours, on the papers' architectures")
+    plots.add(commands)
+    catalogue.add(commands)
+    claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
     claimed.add_argument("slugs", nargs="*", metavar="method", help="default: every technique of analysis/papers")
     claimed.add_argument("--kind", choices=("all", *papers.KINDS), default="params", help="default: params")
+    claimed.add_argument("--store", type=Path, nargs="+", help="folders of records: look up scores and comparisons there")
+    claimed.add_argument("--sweep", help="only records of this sweep")
     claimed.set_defaults(run=_claims)
     commands.add_parser("params", help="parameter counts without weights: params method=<name> model=<name>", add_help=False)
     return parser
@@ -108,24 +113,35 @@ def _command(
 
 
 def _build(options: argparse.Namespace) -> Table:
+    frame, shape = _framed(options)
+    return table(frame, options.store, shape, before=options.variants)
+
+
+def _framed(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
+    """The records that were asked for, and how their table is laid out."""
     frame = load(options.store, options.sweep)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
     name = options.sweep or (sweeps.pop() if len(sweeps) == 1 and frame["sweep"].notna().all() else None)
-    return table(frame, options.store, layout(name), before=options.variants)
+    return frame, layout(name)
 
 
 def _table(options: argparse.Namespace) -> None:
-    built = _build(options)
-    kind = options.format or _format_of(options.out)
+    """In a paper's layout where one is named, here or in the sweep's own table block."""
+    frame, plan = _framed(options)
+    kind, paper = options.format or _format_of(options.out), options.paper or plan.layout
+    made: Any = (
+        arrange(frame, options.store, layouts.paper_layout(paper)) if paper else table(frame, options.store, plan, before=options.variants)
+    )
+    text = (arranged_text.FORMATS if paper else FORMATS)[kind]
     if options.out:
-        _write(options.out, FORMATS[kind](built))
+        _write(options.out, text(made))
     elif kind == "terminal":
-        shown = formats.terminal(built)
+        shown = (arranged_text if paper else formats).terminal(made)
         Console(width=max(Console().width, formats.natural_width(shown))).print(shown)
     else:
-        sys.stdout.write(FORMATS[kind](built))
+        sys.stdout.write(text(made))
 
 
 def _format_of(out: Path | None) -> str:
@@ -160,7 +176,10 @@ def _d90(options: argparse.Namespace) -> None:
 
 
 def _page(options: argparse.Namespace) -> None:
-    _write(options.out or options.store / f"{options.sweep or 'report'}.html", page(_build(options)))
+    frame, shape = _framed(options)
+    built = table(frame, options.store, shape, before=options.variants)
+    text = page_command.report(built, frame, options.store, options.sweep, shape, _counter() if options.counts else None, options.argv)
+    _write(options.out or options.store / f"{options.sweep or 'report'}.html", text)
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -230,37 +249,20 @@ def _tune(options: argparse.Namespace) -> None:
         Console(soft_wrap=True).print(Text(f"wrote {path}"))
 
 
-def _methods(options: argparse.Namespace) -> None:
-    """Every method: family, model families, what it promises, its paper and what it is."""
-    shown = RichTable(box=SIMPLE, pad_edge=False)
-    for title in ("method", "family", "models", "trains", "sparse", "folds"):
-        shown.add_column(title, no_wrap=True)
-    shown.add_column("what it is", min_width=24)
-    for slug, path in files().items():
-        traits = load_spec(slug).traits
-        marks = ("yes" if value else "no" for value in (traits.trains, traits.sparse, traits.folds))
-        shown.add_row(slug, path.parent.name, "\n".join(traits.families), *marks, Text(_summary(path)))
-    Console().print(shown)
-
-
-def _summary(path: Path) -> str:
-    """The title of the method's file (paper, without the update rule) and the first line of its class."""
-    tree = ast.parse(path.read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    own = [node for node in classes if any(isinstance(child, ast.ClassDef) and child.name == "Config" for child in node.body)]
-    title = (ast.get_docstring(tree) or "").splitlines()[:1]
-    about = [line for node in own[:1] for line in (ast.get_docstring(node) or "").splitlines()[:1]]
-    return ". ".join([text.partition(": ")[0].rstrip(".") for text in title] + about)
-
-
 def _claims(options: argparse.Namespace) -> int:
     """Published numbers beside ours; 1 where one disagrees and nothing explains it."""
     found = [papers.published(slug) for slug in options.slugs or papers.slugs()]
     kinds = papers.KINDS if options.kind == "all" else (options.kind,)
-    lines = claims.judged(found, kinds, _counter())
+    lines = claims.judged(found, kinds, _counter(), _evidence(options))
     shown = claims.report(lines)
     Console(width=max(Console().width, 170), soft_wrap=True).print(shown)
     return int(claims.failed(lines))
+
+
+def _evidence(options: argparse.Namespace) -> list[Evidence] | None:
+    if options.sweep and not options.store:
+        raise UserError("--sweep names a sweep of a store; give --store <folder> too")
+    return [Evidence(store, options.sweep) for store in options.store] if options.store else None
 
 
 def _counter() -> claims.Counts:

@@ -1,48 +1,42 @@
-"""A table as markdown, CSV, LaTeX (booktabs) or on the terminal (rich). Every name is escaped for its format."""
+"""A table as text: what its cells, side columns, comparisons and rankings say, and its CSV. Forms are in `analysis.render`."""
 
 import csv
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from rich.box import SIMPLE
-from rich.console import Console, Group
-from rich.measure import Measurement
-from rich.table import Table as RichTable
-from rich.text import Text
+from rich.console import Group
 
+from analysis import render
 from analysis.compare import Comparison
 from analysis.metrics import LOG_SCALE
-from analysis.tables import Block, Cell, Column, Row, Span, Table
+from analysis.render import TIED, TIMES, Entry, Grid, Sheet, natural_width
+from analysis.sides import DASH, DEFAULT, SIDES, origin, trials
+from analysis.stats import ENOUGH_SEEDS
+from analysis.tables import Across, Block, Cell, Column, Row, Table
 
-DASH = "–"  # noqa: RUF001
-TIMES = "×"  # noqa: RUF001
-TIED = "†"
-SIDES = ("train %", "head %", "zeros %", "MB", "ship MB", "s")
+__all__ = ["DASH", "TIED", "TIMES", "Entry", "natural_width"]
+
 DETECTABLE = "min. detectable difference"
 LEGEND = (
     "mean ± standard deviation over seeds (seeds in brackets; k/n: only k of n finished, not ranked); det.: no seed can change it",
-    f"bold: best of its model; {TIED}: cannot be told from it (paired over seeds and examples, Holm at 5 %); {DASH}: no record",
+    f"bold: best of its model; {TIED}: cannot be told from it (paired over seeds and examples, Holm at 5 %; with fewer than {ENOUGH_SEEDS} "
+    f"seeds the seed variance is pooled over the column); {DASH}: no record",
     "min. detectable difference of two rows: two-sided 5 %, power 80 %",
     "train and head: trainable parameters of the method and of the head, % of all; zeros: % of the prunable weights, as exported",
     "MB: exported weights; ship MB: what differs from the base model; s: seconds per cell, evaluation included",
+    "trials, origin: where the learning rate came from (tuned: our search of that many trials on selection rows; paper; default; override)",
 )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One cell as text, before escaping."""
-
-    text: str
-    bold: bool = False
-    tied: bool = False
 
 
 def header(block: Block) -> list[str]:
     """Titles of the columns of a block."""
-    arrow = {True: "↑", False: "↓"}
-    return ["model", "method", *(f"{c.name} {c.metric} {arrow[c.higher_is_better]}" for c in block.columns), *SIDES]
+    return ["model", "method", *map(title, block.columns), *(SIDES[name].title for name in DEFAULT)]
+
+
+def title(column: Column) -> str:
+    """`glue/sst2@heldout accuracy ↑`."""
+    return f"{column.name} {column.metric} {'↑' if column.higher_is_better else '↓'}"
 
 
 def grid(block: Block) -> list[list[Entry]]:
@@ -50,7 +44,7 @@ def grid(block: Block) -> list[list[Entry]]:
     lines = []
     for model in block.models:
         lines += [_line(row, block.columns) for row in block.rows if row.model == model]
-        lines.append([Entry(model), Entry(DETECTABLE), *(_detectable(c, model) for c in block.columns), *(Entry("") for _ in SIDES)])
+        lines.append([Entry(model), Entry(DETECTABLE), *(_detectable(c, model) for c in block.columns), *(Entry("") for _ in DEFAULT)])
     return lines
 
 
@@ -59,7 +53,7 @@ def _line(row: Row, columns: list[Column]) -> list[Entry]:
 
 
 def entry(cell: Cell, decimals: int) -> Entry:
-    """`0.861 ± 0.004 (3)`, `0.500 (det.)`, `0.861 ± 0.004 (2/3)`, or `0/3` where every seed failed.
+    """`0.861 ± 0.004 (3)`, `0.500 (det.)`, `0.861 ± 0.004 (2/3)`, or `0/3` where every seed failed; `leaky` behind where it is.
 
     A change shows its interval in place of the spread: `+0.02 [-0.01, +0.05] (3)`.
     """
@@ -70,22 +64,24 @@ def entry(cell: Cell, decimals: int) -> Entry:
     if cell.interval is not None:
         low, high = cell.interval
         number, spread = f"{cell.center:+.{decimals}f}", f" [{low:+.{decimals}f}, {high:+.{decimals}f}]"
-    count = f"{len(cell.values)}" if cell.complete else f"{len(cell.values)}/{cell.attempted}"
-    return Entry(f"{number}{spread} ({'det.' if cell.deterministic and cell.complete else count})", cell.best, cell.tied)
+    return Entry(f"{number}{spread} ({count(cell)}){' leaky' if cell.leaky else ''}", cell.best, cell.tied)
+
+
+def count(cell: Cell) -> str:
+    """`3`, `2/3` or `det.`: what a value is over."""
+    if cell.complete:
+        return "det." if cell.deterministic else f"{len(cell.values)}"
+    return f"{len(cell.values)}/{cell.attempted}"
 
 
 def sides(row: Row) -> list[str]:
-    """The side columns of a row: one value, or the range over its cells."""
-    costs = row.costs
-    spans = (costs.trainable_method, costs.trainable_head, costs.sparsity, costs.bytes, costs.bytes_shipped, costs.seconds)
-    return [_shown(span, unit) for span, unit in zip(spans, (1, 1, 1, 1e6, 1e6, 1), strict=True)]
+    """The side columns of a row."""
+    return [SIDES[name].text(row) for name in DEFAULT]
 
 
-def _shown(span: Span | None, unit: float) -> str:
-    if span is None:
-        return DASH
-    ends = (span.low / unit, span.high / unit)
-    return DASH.join(dict.fromkeys(f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in ends))
+def side_numbers(row: Row) -> list[float | None]:
+    """What its side columns are sorted by."""
+    return [SIDES[name].number(row) for name in DEFAULT]
 
 
 def _detectable(column: Column, model: str) -> Entry:
@@ -104,8 +100,12 @@ def sentence(comparison: Comparison, decimals: int) -> str:
     scaled = [math.exp(v) if comparison.ratio else v for v in (found.value, found.low, found.high)]
     value, low, high = (f"{v:.{decimals}f}" if comparison.ratio else f"{v:+.{decimals}f}" for v in scaled)
     seeds = "1 seed" if found.seeds == 1 else f"{found.seeds} seeds"
-    p = "p<0.001" if found.p < 0.001 else f"p={found.p:.3f}"
-    return f"{head}{TIMES if comparison.ratio else ''}{value} [{low}, {high}], n={seeds} x {found.examples} examples, {p} ({found.how})"
+    shown = f"{TIMES if comparison.ratio else ''}{value} [{low}, {high}]"
+    return f"{head}{shown}, n={seeds} x {found.examples} examples, {_p(found.p)} ({found.how})"
+
+
+def _p(value: float) -> str:
+    return "p<0.001" if value < 0.001 else f"p={value:.3f}"
 
 
 def sentences(table: Table) -> list[str]:
@@ -114,95 +114,99 @@ def sentences(table: Table) -> list[str]:
     return [sentence(comparison, decimals[comparison.column]) for comparison in table.comparisons]
 
 
+RANKED = ["model", "method", "mean rank ↓", "wins", "ties", "losses"]
+
+
+def ranked(across: Across) -> Grid:
+    """A ranking across tasks, with what can be told apart in its caption."""
+    found = across.ranking
+    groups = "; ".join(f"{{{', '.join(group)}}}" for group in found.groups) or "none"
+    tasks = ", ".join(task.removesuffix(f"@{across.form}") for task in found.tasks)
+    test = "" if found.p is None else f"Friedman {_p(found.p)}; "
+    caption = (
+        f"{across.model}, {len(found.tasks)} tasks @{across.form} ({tasks}): {test}critical difference of mean ranks "
+        f"{found.critical_difference:.2f} (Nemenyi, 5 %), not told apart by it: {groups}; wins, ties and losses against each other row "
+        "on each task (paired, Holm at 5 %)"
+    )
+    lines = [
+        [Entry(text) for text in (across.model, one.label, f"{one.rank:.2f}", str(one.wins), str(one.ties), str(one.losses))]
+        for one in found.standings
+    ]
+    return Grid(RANKED, lines, 2, caption)
+
+
+def sheet(table: Table) -> Sheet:
+    """A table with the model in its first column."""
+    blocks = [Grid(header(block), grid(block), 2) for block in table.blocks()]
+    return Sheet(table.title, table.heading, blocks + list(map(ranked, table.rankings)), [*LEGEND, *table.footnotes], sentences(table))
+
+
+def sheet_by_model(table: Table) -> Sheet:
+    """A table in one grid per model, which is its caption."""
+    parts = [(model, Block(b.columns, [row for row in b.rows if row.model == model])) for b in table.blocks() for model in b.models]
+    grids = [Grid(header(part)[1:], [line[1:] for line in grid(part)], 1, model) for model, part in parts]
+    across = [Grid(one.titles[1:], [line[1:] for line in one.lines], 1, one.caption) for one in map(ranked, table.rankings)]
+    return Sheet(table.title, table.heading, grids + across, [*LEGEND, *table.footnotes], sentences(table))
+
+
 def markdown(table: Table) -> str:
     """GitHub-flavoured markdown."""
-    parts = [f"## {_markdown(table.title)}"] + ([f"**{_markdown(table.heading)}**"] if table.heading else [])
-    for block in table.blocks():
-        lines = [[_markdown(title) for title in header(block)], ["---"] * 2 + ["---:"] * (len(header(block)) - 2)]
-        lines += [[_markdown_entry(e) for e in line] for line in grid(block)]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    if table.comparisons:
-        parts.append("Paired differences (95 % interval):\n\n" + "\n".join(f"- {_markdown(text)}" for text in sentences(table)))
-    parts.append("Notes:\n\n" + "\n".join(f"- {_markdown(note)}" for note in (*LEGEND, *table.footnotes)))
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown(text: str) -> str:
-    """Backslashes before what markdown would read, entities for what HTML would."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|~#$" else c for c in text)
-
-
-def _markdown_entry(entry: Entry) -> str:
-    text = _markdown(entry.text)
-    return (f"**{text}**" if entry.bold else text) + (TIED if entry.tied else "")
+    return render.markdown(sheet(table))
 
 
 def latex(table: Table) -> str:
     """`tabular` environments with booktabs; needs `\\usepackage{booktabs}`."""
-    parts = [f"% {_latex(table.title)}"] + ([rf"\textbf{{{_latex(table.heading)}}}\par"] if table.heading else [])
-    for block in table.blocks():
-        titles = header(block)
-        lines = [rf"\begin{{tabular}}{{ll{'r' * (len(titles) - 2)}}}", r"\toprule"]
-        lines += [_latex_line(_latex(title) for title in titles), r"\midrule"]
-        lines += [_latex_line(_latex_entry(e) for e in line) for line in grid(block)]
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}\par"]))
-    notes = (*sentences(table), *LEGEND, *table.footnotes)
-    parts.append("\\begin{itemize}\\footnotesize\n" + "\n".join(rf"\item {_latex(note)}" for note in notes) + "\n\\end{itemize}")
-    return "\n\n".join(parts) + "\n"
+    return render.latex(sheet(table))
 
 
-LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "{''}", "±": r"$\pm$", TIMES: r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    TIED: r"$^\dagger$", DASH: "--", **{c: f"\\{c}" for c in "&%$#_{}"}, "[": "{[}", "]": "{]}",
-}  # fmt: skip
-"""Brackets are wrapped, since one after a line break would be read as its optional argument."""
+def terminal(table: Table) -> Group:
+    """What rich prints: one table per model, which is its title."""
+    return render.terminal(sheet_by_model(table))
 
 
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
-
-
-def _latex_entry(entry: Entry) -> str:
-    text = _latex(entry.text)
-    return (rf"\textbf{{{text}}}" if entry.bold else text) + (LATEX[TIED] if entry.tied else "")
-
-
-def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+def plain(table: Table, width: int = 160) -> str:
+    """The terminal form as text, for a file."""
+    return render.plain(sheet_by_model(table), width)
 
 
 def csv_text(table: Table) -> str:
     """One line per row and protocol, numbers in full; text that a spreadsheet would run as a formula is quoted with `'`."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_TITLES)
-    for row in table.rows:
-        for column in table.columns:
-            if row.cells[column.name].attempted or row.cells[column.name].missing != "not run":
-                writer.writerow([_csv(value) for value in _csv_line(row, column)])
-    return out.getvalue()
+    lines = (
+        _csv_line(row, column)
+        for row in table.rows
+        for column in table.columns
+        if row.cells[column.name].attempted or row.cells[column.name].missing != "not run"
+    )
+    return csv_lines([CSV_TITLES, *lines])
 
 
 COSTS = (
     "trainable_parameters", "trainable_method_percent", "trainable_head_percent", "zeros_percent_of_prunable",
-    "bytes", "bytes_shipped", "seconds",
+    "bytes", "bytes_shipped", "seconds", "training_flops", "peak_memory_bytes",
 )  # fmt: skip
 """Of `analysis.tables.Costs`, in its order; means over the seeds."""
 CSV_TITLES = (
-    "model", "method", "protocol", "metric", "mean", "std", "seeds", "attempted", "deterministic", "best", "tied", "missing",
-    "min_detectable_difference", *COSTS,
+    "model", "method", "protocol", "metric", "mean", "std", "seeds", "attempted", "deterministic", "best", "second", "tied", "leaky",
+    "missing", "min_detectable_difference", "trials", "origin", *COSTS,
 )  # fmt: skip
 
 
 def _csv_line(row: Row, column: Column) -> list[object]:
     cell = row.cells[column.name]
+    own = Row(row.model, row.label, {column.name: cell}, cell.costs)
     return [
         row.model, row.label, column.name, column.metric, cell.center if cell.values else None, cell.std, len(cell.values), cell.attempted,
-        int(cell.deterministic), int(cell.best), int(cell.tied), cell.missing, column.detectable.get(row.model),
+        int(cell.deterministic), int(cell.best), int(cell.second), int(cell.tied), int(cell.leaky), cell.missing,
+        column.detectable.get(row.model), *(None if text == DASH else text for text in (trials(own), origin(own))),
         *(span.mean if span else None for span in vars(cell.costs).values()),
     ]  # fmt: skip
+
+
+def csv_lines(lines: Iterable[Iterable[object]]) -> str:
+    """CSV of any values, each escaped."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([_csv(value) for value in line] for line in lines)
+    return out.getvalue()
 
 
 def _csv(value: object) -> object:
@@ -211,35 +215,3 @@ def _csv(value: object) -> object:
     if not isinstance(value, str):
         return value
     return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
-
-
-def terminal(table: Table) -> Group:
-    """What rich prints: one table per model, which is its title."""
-    parts: list[Text | RichTable] = [Text(table.title, style="bold"), *([Text(table.heading, style="yellow")] if table.heading else [])]
-    for block in table.blocks():
-        parts += [_rich(Block(block.columns, [row for row in block.rows if row.model == model])) for model in block.models]
-    parts += [Text(f"- {text}") for text in sentences(table)]
-    return Group(*parts, *(Text(f"- {note}", style="dim") for note in (*LEGEND, *table.footnotes)))
-
-
-def _rich(block: Block) -> RichTable:
-    shown = RichTable(title=Text(block.models[0]), title_justify="left", box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    shown.add_column("method", min_width=14, overflow="fold")
-    for title in header(block)[2:]:
-        shown.add_column(Text(title.replace(" ", "\n", 1)), justify="right", no_wrap=True)
-    for line in grid(block):
-        shown.add_row(*(Text(e.text + (TIED if e.tied else ""), style="bold green" if e.bold else "") for e in line[1:]))
-    return shown
-
-
-def natural_width(shown: Group) -> int:
-    """Columns that the widest table of `terminal(...)` needs: with fewer, rich cuts numbers and drops the methods' names."""
-    wide = Console(width=10_000)
-    return max((Measurement.get(wide, wide.options, part).maximum for part in shown.renderables if isinstance(part, RichTable)), default=0)
-
-
-def plain(table: Table, width: int = 160) -> str:
-    """The terminal form as text, for a file."""
-    out, shown = io.StringIO(), terminal(table)
-    Console(width=max(width, natural_width(shown)), file=out, force_terminal=False).print(shown)
-    return out.getvalue()

@@ -26,6 +26,8 @@ class Layout:
     """Of the metric columns; None = 3, and 2 for perplexity."""
     means: dict[str, list[str]] = field(default_factory=dict)
     """Name -> tasks whose mean is a column of its own, one per protocol form (see `analysis.means`); or -> exact protocol ids."""
+    layout: str | None = None
+    """A paper's layout (`analysis/layouts/<slug>.yaml`) that the sweep is shown in."""
 
 
 def layout(sweep: str | None) -> Layout:

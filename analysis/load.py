@@ -24,12 +24,12 @@ def load(store: Path, sweep: str | None = None) -> pd.DataFrame:
 
     Columns: `cell`, `status` (`done`, else the class of the failure, with its last line in `reason`), `sweep`, `seed`, `method`,
     `label`, `model`, `task`, `budget`, `precision`, `method.<key>`, `recipe.<key>`, `protocol`, `column` (see `_columns`), `variant`,
-    `metric` (the primary one), `value`, `higher_is_better`, `metric.<name>`, `selection` (the metric on the task's selection rows by
-    which the checkpoint was kept, larger is better), `n` (examples), `predictions` (file in the cell's
-    folder), `tokenizer` (hash; of metrics that count its tokens), `rows`, `data`, `numerics` (dicts), `deterministic`, `model_note`,
-    and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all` (fractions of zeros);
-    `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole tensors, or a sparse vector where the cell left one);
-    `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
+    `metric` (the primary one), `value`, `higher_is_better`, `metric.<name>`, `selection` (the metric on the task's selection rows by which
+    the checkpoint was kept, larger is better), `origin` (of the learning rate: paper, tuned, default, override), `n` (examples),
+    `predictions` (file in the cell's folder), `tokenizer` (hash; of metrics that count its tokens), `rows`, `data`, `numerics` (dicts),
+    `deterministic`, `model_note`, and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all`
+    (fractions of zeros); `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole tensors, or a sparse vector where
+    the cell left one); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
     These are the cell's own; the cells that it was made from cost `inherited_flops` and `inherited_seconds`, each as in `inherited`.
     Files that cannot be read are logged by name, listed in `attrs["damaged"]`, and left out. Raises `UserError` if nothing is there.
     """
@@ -88,7 +88,7 @@ def _row(record: Record, result: Result) -> dict[str, Any]:
         "protocol": result.protocol, "variant": result.variant, "version": result.version,
         "metric": result.primary, "value": result.metrics[result.primary], "higher_is_better": result.higher_is_better,
         **{f"metric.{name}": value for name, value in result.metrics.items()},
-        "selection": record.selection.get("metric"),
+        "selection": record.selection.get("metric"), "origin": record.origins.get("lr"),
         "n": result.n, "predictions": result.predictions, "rows": result.rows, "tokenizer": result.tokenizer,
         **_costs(record),
         "deterministic": record.deterministic, "model_note": record.model_note, "data": record.data, "numerics": record.numerics,

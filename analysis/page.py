@@ -1,140 +1,165 @@
-"""One self-contained HTML file: searchable, sortable tables, quality against cost, notes, how it was made.
+"""One self-contained HTML file: searchable, sortable tables, quality against cost, every cell, examples, claims, how it was made.
 
-The tables are plain HTML, so they can be read without scripts; the script sorts, filters and draws. Nothing is fetched: the
-page's content security policy forbids it.
+The script builds everything from the JSON that the page carries, by text nodes alone. What is large (records, curves, predictions)
+lies in compressed chunks that are opened one at a time. Nothing is fetched, and no other script runs: the content security policy
+names the hashes of the page's own script and style.
 """
 
+import base64
+import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from analysis.formats import LEGEND, TIED, Entry, entry, grid, header, sentences
-from analysis.tables import Block, Column, Costs, Row, Table
+import pandas as pd
 
-COSTS = {"trainable": "trainable parameters", "bytes_shipped": "bytes shipped", "bytes": "bytes exported", "seconds": "seconds per cell"}
+from analysis import page_data
+from analysis.claims import Line
+from analysis.curves import POINTS
+from analysis.load import predictions
+from analysis.page_claims import claim_lines
+from analysis.perexample import ExampleSet, Packed, packed
+from analysis.tables import Column, Table
+from analysis.traces import trace
+
+WEB = files("analysis") / "web"
+SCRIPTS = [f"{name}.js" for name in ("base", "state", "tips", "grid", "results", "charts", "pareto", "cell", "examples", "claims", "main")]
+"""In the order in which they run."""
+
+CHUNK = 40
+"""Cells in one compressed chunk: as many as a browser unpacks in a few milliseconds."""
+CURVE_POINTS = 1_000_000
+"""Points of a page's curves, shared by its cells: a curve has 40 at least and `POINTS` at most."""
 
 
-def page(table: Table) -> str:
-    """The page of a table; the same table gives the same bytes."""
+@dataclass
+class Chunks:
+    """Compressed JSON values by number."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, value: Any) -> int:
+        """The number of the chunk that holds `value`; equal values give equal bytes."""
+        text = gzip.compress(_json(value).encode(), compresslevel=6, mtime=0)
+        self.texts.append(base64.b64encode(text).decode())
+        return len(self.texts) - 1
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the page can open beside its tables."""
+
+    chunks: Chunks
+    cells: dict[str, int]
+    """Cell -> its chunk, a mapping of cells to `analysis.traces.trace`."""
+    examples: dict[str, Any]
+    """Column -> `set` (chunk of its examples) and `parts` (chunk -> the results in it)."""
+    sources: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """When and by which command a page was made."""
+
+    when: str
+    command: str
+
+
+def details(frame: pd.DataFrame, store: Path) -> Details:
+    """Records, curves, logs and predictions of the cells of a frame, from the store that they lie in."""
+    chunks = Chunks()
+    cells = sorted(set(frame["cell"]))
+    points = min(POINTS, max(40, CURVE_POINTS // (4 * max(1, len(cells)))))
+    where, records = {}, []
+    for batch in _batches(cells):
+        traces = {cell: trace(store, cell, points) for cell in batch}
+        records += [found["record"] for found in traces.values() if "record" in found]
+        where |= dict.fromkeys(batch, chunks.add(traces))
+    columns = packed(frame, lambda cell, file: predictions(store, cell, file))
+    examples = {column: _examples(chunks, known, found) for column, known, found in columns}
+    return Details(chunks, where, examples, page_data.sources(records))
+
+
+def _examples(chunks: Chunks, known: ExampleSet, found: dict[tuple[str, str], Packed]) -> dict[str, Any]:
+    """Chunks of one column: its examples, and the packed results by `<cell> <variant>`."""
+    parts = {}
+    for batch in _batches(list(found.items())):
+        results = {f"{cell} {variant}": _set(vars(one)) for (cell, variant), one in batch}
+        parts[chunks.add(results)] = list(results)
+    return {"set": chunks.add(_set(vars(known))), "n": len(known.keys), "parts": parts}
+
+
+def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[at : at + CHUNK] for at in range(0, len(items), CHUNK))
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def page(
+    table: Table, frame: pd.DataFrame | None = None, opened: Details | None = None, claims: Sequence[Line] = (), made: Made | None = None
+) -> str:
+    """The page of a table; equal arguments give equal bytes. Plot and list of cells need `frame`, drill-downs need `opened`."""
+    data = page_data.contents(table, frame) | {"claims": claim_lines(claims), "made": _made(table, frame, opened, made)}
+    data |= {"details": opened.cells, "examples": opened.examples} if opened else {"details": {}, "examples": {}}
+    style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     parts = {
-        "title": escape(table.title),
-        "heading": f'<p class="heading" role="note">{escape(table.heading)}</p>' if table.heading else "",
-        "tables": "\n".join(_block(block) for block in table.blocks()),
-        "legend": _items(LEGEND),
-        "comparisons": _section("Paired differences (95 % interval)", "compared", sentences(table)),
-        "notes": _section("Notes", "notes", table.footnotes),
-        "made": _made(table),
-        "data": embedded({"groups": _groups(table), "costs": [{"key": key, "title": title} for key, title in COSTS.items()]}),
-        "css": _asset("page.css"),
-        "js": _asset("page.js"),
-    }
-    pieces = _asset("page.html").split("@")
-    return "".join(parts.get(piece, piece) if i % 2 else piece for i, piece in enumerate(pieces))
+        "title": escape(table.title), "policy": policy(script, style), "css": style, "js": script, "data": embedded(data),
+        "chunks": "\n".join(_chunk(i, text) for i, text in enumerate(opened.chunks.texts if opened else ())),
+    }  # fmt: skip
+    return "".join(_filled(_asset("page.html"), parts))
+
+
+def policy(script: str, style: str) -> str:
+    """The content security policy: nothing but this script and this style."""
+    return f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; base-uri 'none'; form-action 'none'"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def _filled(template: str, parts: dict[str, str]) -> Iterator[str]:
+    for i, piece in enumerate(template.split("@")):
+        yield parts[piece] if i % 2 else piece
+
+
+def _chunk(number: int, text: str) -> str:
+    return f'<script type="text/plain" id="chunk-{number}">{text}</script>'
 
 
 def embedded(value: Any) -> str:
     """JSON that is safe inside a script element: no character of it can end the element or a JavaScript line."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    text = _json(value)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
 def _asset(name: str) -> str:
-    return (files("analysis") / name).read_text(encoding="utf-8")
+    return (WEB / name).read_text(encoding="utf-8")
 
 
-def _block(block: Block) -> str:
-    titles = enumerate(_order(header(block)))
-    head = "".join(f'<th scope="col"{_text(i)}><button type="button">{escape(title)}</button></th>' for i, title in titles)
-    lines = iter(grid(block))
-    body, foot = [], []
-    for model in block.models:
-        body += [_row(row, next(lines), block.columns) for row in block.rows if row.model == model]
-        foot.append(_foot(next(lines)))
-    caption = f"results of {', '.join(block.models)}"
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody><tfoot>{''.join(foot)}</tfoot></table></div>"
-    )
+def _made(table: Table, frame: pd.DataFrame | None, opened: Details | None, made: Made | None) -> dict[str, Any]:
+    """Versions, the hash of each protocol's rows, those of the methods' sources, when, and by which command."""
+    return {
+        "when": made.when if made else "", "command": made.command if made else "",
+        "versions": table.versions, "rows": [_rows(column) for column in table.columns],
+        "sources": opened.sources if opened else {}, "cells": 0 if frame is None else int(frame["cell"].nunique()),
+    }  # fmt: skip
 
 
-def _order(cells: list) -> list:
-    """The method first (it stays in view when a phone scrolls), then the model."""
-    return [cells[1], cells[0], *cells[2:]]
-
-
-def _text(index: int) -> str:
-    return ' class="text name"' if index == 0 else ' class="text"' if index == 1 else ""
-
-
-def _row(row: Row, line: list[Entry], columns: list[Column]) -> str:
-    cells = [row.cells[c.name] for c in columns]
-    keys = [cell.center if cell.values else None for cell in cells] + [_mean(row.costs, name) for name in SIDE_KEYS]
-    name, model, *cells = _order(line)
-    numbers = "".join(f'<td data-sort="{"" if key is None else key}">{_shown(cell)}</td>' for cell, key in zip(cells, keys, strict=True))
-    found = escape(f"{row.label} {row.model}".lower())
-    names = f'<th scope="row" class="text name">{_shown(name)}</th><td class="text">{_shown(model)}</td>'
-    return f'<tr data-search="{found}">{names}{numbers}</tr>'
-
-
-SIDE_KEYS = ("trainable_method", "trainable_head", "sparsity", "bytes", "bytes_shipped", "seconds")
-
-
-def _mean(costs: Costs, name: str) -> float | None:
-    span = getattr(costs, name)
-    return span.mean if span else None
-
-
-def _foot(line: list[Entry]) -> str:
-    name, model, *cells = _order(line)
-    numbers = "".join(f"<td>{escape(cell.text)}</td>" for cell in cells)
-    return f'<tr><th scope="row" class="text name">{escape(name.text)}</th><td class="text">{escape(model.text)}</td>{numbers}</tr>'
-
-
-def _shown(entry: Entry) -> str:
-    text = escape(entry.text) + (f'<abbr title="cannot be told from the best">{TIED}</abbr>' if entry.tied else "")
-    return f'<span class="best">{text}</span>' if entry.bold else text
-
-
-def _items(texts: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(text)}</li>" for text in texts)
-
-
-def _section(title: str, kind: str, texts: list[str]) -> str:
-    return f'<section><h2>{escape(title)}</h2><ul class="{kind}">{_items(texts)}</ul></section>' if texts else ""
-
-
-def _made(table: Table) -> str:
-    """Versions, and the hash of each protocol's rows."""
-    columns = "".join(f"<li>{_rows(column)}</li>" for column in table.columns)
-    return f"<p>Made from local records by <code>parebench-report</code>. {escape('; '.join(table.versions))}.</p><ul>{columns}</ul>"
-
-
-def _rows(column: Column) -> str:
-    source, dataset, split, revision, sha256 = (
-        escape(str(column.rows.get(key))) for key in ("source", "dataset", "split", "revision", "sha256")
-    )
-    where = f"{source} {dataset} {split} ({revision})"
-    return f"{escape(column.name)}: {column.examples} examples, {where}, <code>sha256 {sha256}</code>"
-
-
-def _groups(table: Table) -> list[dict[str, Any]]:
-    """One scatter per model and column."""
-    groups = []
-    for block in table.blocks():
-        for column in block.columns:
-            for model in block.models:
-                points = [_point(row, column) for row in block.rows if row.model == model and row.cells[column.name].values]
-                if points:
-                    groups.append({"title": f"{column.name} ({model})", "metric": column.metric, "points": points})
-    return groups
-
-
-def _point(row: Row, column: Column) -> dict[str, Any]:
-    cell = row.cells[column.name]
-    costs = {key: _mean(cell.costs, key) for key in COSTS}
-    text = entry(cell, column.decimals).text
-    return {"label": row.label, "model": row.model, "mean": cell.center, "std": cell.std or 0, "text": text, **costs}
+def _rows(column: Column) -> list[str]:
+    """Name, examples, where they are from, hash."""
+    source, dataset, split, revision, digest = (str(column.rows.get(key)) for key in ("source", "dataset", "split", "revision", "sha256"))
+    return [column.name, str(column.examples), f"{source} {dataset} {split} ({revision})", digest]

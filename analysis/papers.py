@@ -1,7 +1,8 @@
 """Published numbers as data: `analysis/papers/<slug>.yaml`, one file a technique, typed and checked. Torch-free.
 
-A claim says what a paper prints, for which setting, where, how that was verified, and exactly one of: `count` (how the number is had
-on the meta device), `query` (which records hold it), `not_run` (why neither). Tolerances are written before anything is measured.
+A claim says what a paper prints, for which setting, where, how that was verified, and one of: `count` (how the number is had on the
+meta device), `query` (which records hold it), `not_run` (why neither). Where a paper says that one technique is better than another, or
+on par, `direction` says which records ask the same elsewhere. Tolerances and margins are written before anything is measured.
 """
 
 import ast
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from analysis.layout import CENTERS
 from harness.nearmiss import unknown
 from harness.typed import build
 from methods.spec import UserError, choice
@@ -33,6 +35,8 @@ UNITS = {"parameters": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "%": 1.0, "x": 1.0}
 """Units of countable claims -> how many parameters; `%` and `x` are shares and factors and need `count.over`."""
 RELATIVE = {"%": 100.0, "x": 1.0}
 BOUNDS = ("at least", "at most")
+SCALES = {"points": 100.0, "%": 100.0, "accuracy": 100.0, "F1": 100.0, "perplexity": 1.0}
+"""Units of claims that records hold -> factor of the recorded metric."""
 
 
 @dataclass
@@ -84,6 +88,41 @@ class Query:
     metric: str
     tolerance: str
     overrides: list[str] | None = None
+    """As typed after `parebench`, of the method alone: `method.r=8`."""
+    budget: str | None = None
+    """The budget that the record must have; None = any (nothing is trained)."""
+    center: str = "mean"
+    """Over the seeds: `mean` or `median`."""
+
+    def __post_init__(self) -> None:
+        tolerance(self.tolerance)
+        choice("center", self.center, CENTERS)
+
+
+@dataclass
+class Direction:
+    """A comparison of two techniques, or of one in two configurations, that records of any model and budget can answer.
+
+    Values in `at` (both sides), `better_at`, `worse_at` are configuration keys and what they must be; a list allows several.
+    """
+
+    better: str
+    """The method that the paper finds better (or, with a margin, not worse)."""
+    worse: str
+    columns: list[str]
+    """Patterns of protocol ids (`*` and `?`) under which the comparison may be answered."""
+    at: dict[str, Any] | None = None
+    better_at: dict[str, Any] | None = None
+    worse_at: dict[str, Any] | None = None
+    equal: list[str] | None = None
+    """Keys in which the two rows of a comparison must agree."""
+    margin: float = 0.0
+    """How much worse than `worse` still counts as on par, on the scale on which differences are taken: a fraction of the metric, or of
+    the logarithm of a perplexity."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 1 or not self.columns:
+            raise UserError(f"margin={self.margin}, columns={self.columns} is not allowed; allowed: 0 <= margin < 1, one pattern or more")
 
 
 @dataclass
@@ -125,14 +164,19 @@ class Claim:
     count: Count | None = None
     query: Query | None = None
     not_run: str | None = None
+    direction: Direction | None = None
     explanation: Explanation | None = None
 
     def __post_init__(self) -> None:
         choice("kind", self.kind, KINDS)
         choice("verified", self.verified, VERIFIED)
         given = [name for name in ("count", "query", "not_run") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise UserError(f"gives {' and '.join(given) or 'nothing'}; give exactly one of: count, query, not_run")
+        if len(given) > 1 or (not given and self.direction is None):
+            raise UserError(
+                f"gives {' and '.join(given) or 'nothing'}; give exactly one of: count, query, not_run, or a direction with or without one"
+            )
+        if self.query is not None:
+            choice("unit", self.unit, SCALES)
         if self.count is not None:
             _countable(self, self.count)
 

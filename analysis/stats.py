@@ -168,12 +168,12 @@ def _difference(a: Sample, b: Sample, seeds: int, value: float, low: float, high
 
 def _symmetric(value: float, v_x: float, v_s: float, df_s: int) -> tuple[float, float, float, float]:
     """Estimate, interval and p value from the example variance and a seed variance known with `df_s` degrees of freedom."""
-    error, df = math.sqrt(v_x + v_s), _satterthwaite(v_x, v_s, df_s)
+    error, df = math.sqrt(v_x + v_s), satterthwaite(v_x, v_s, df_s)
     half = stats.t.ppf(0.5 + LEVEL / 2, df) * error
     return value, value - half, value + half, _p_value(value, error, df)
 
 
-def _satterthwaite(v_x: float, v_s: float, df_s: int) -> float:
+def satterthwaite(v_x: float, v_s: float, df_s: float) -> float:
     """Degrees of freedom of V_x + V_s, where V_x is taken as known (thousands of resamples of hundreds of examples)."""
     return df_s * ((v_x + v_s) / v_s) ** 2 if v_s > 0 else math.inf
 
@@ -197,7 +197,7 @@ def _hierarchical(values: Array, draws: Array) -> tuple[float, float, float, flo
     weights = generator.multinomial(n, np.full(n, 1 / n), size=total) / n
     resampled = (weights * draws.T).sum(axis=1)
     v_x, v_s = draws.mean(axis=0).var(ddof=1), values.var(ddof=1) / n
-    error, df = math.sqrt(v_x + v_s), _satterthwaite(v_x, v_s, n - 1)
+    error, df = math.sqrt(v_x + v_s), satterthwaite(v_x, v_s, n - 1)
     spread = resampled.std(ddof=1)
     k = max(1.0, stats.t.ppf(0.5 + LEVEL / 2, df) * error / (stats.norm.ppf(0.5 + LEVEL / 2) * spread)) if spread > 0 else 1.0
     value = values.mean()
@@ -213,20 +213,28 @@ def minimum_detectable_difference(column: Sequence[Sample], pooled: SeedVariance
     None where it cannot be known: fewer than two comparable rows, or random rows of one seed each.
     """
     comparable = [row for row in column if row.examples == column[0].examples]
-    pairs = [(a, b) for i, a in enumerate(comparable) for b in comparable[:i]]
     random = [row for row in comparable if not row.deterministic]
-    if not pairs or (random and pooled is None):
+    if len(comparable) < 2 or (random and pooled is None):
         return None
-    v_x = float(np.median([(a.draws.mean(axis=0) - b.draws.mean(axis=0)).var(ddof=1) for a, b in pairs]))
+    pairs = np.triu_indices(len(comparable), 1)
+    v_x = float(np.median(variance_of_differences(np.stack([row.draws.mean(axis=0) for row in comparable]))[pairs]))
     v_s = 2 * pooled.value / min(len(row.seeds) for row in random) if random and pooled else 0.0
-    df = _satterthwaite(v_x, v_s, pooled.df if pooled else 1)
+    df = satterthwaite(v_x, v_s, pooled.df if pooled else 1)
     return float((stats.t.ppf(0.5 + LEVEL / 2, df) + stats.t.ppf(POWER, df)) * math.sqrt(v_x + v_s))
+
+
+def variance_of_differences(rows: Array) -> Array:
+    """The variance of a - b, with n - 1, for all pairs of `rows` (rows, n); shape (rows, rows)."""
+    covariance = np.atleast_2d(np.cov(rows, ddof=1))
+    own = np.diag(covariance)
+    return np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0.0)
 
 
 def not_told_from_best(column: Sequence[Sample], higher_is_better: bool) -> tuple[int, set[int]]:
     """Index of the best row, and of the rows whose difference to it is not significant (Holm at 5 % over the column).
 
-    All rows must be comparable (`NotComparable`). With one row the set is empty.
+    The two together hold the truly best row in 95 % of columns or more; of many equal rows, some may be left out more often than that,
+    since the best of them is the luckiest one. All rows must be comparable (`NotComparable`). With one row the set is empty.
     """
     means = [row.values.mean() if higher_is_better else -row.values.mean() for row in column]
     best = int(np.argmax(means))

@@ -1,7 +1,9 @@
 """Records to a typed table: rows are (model, method label), columns are protocols; what may be ranked, and what not."""
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from analysis.layout import Layout
 from analysis.load import DONE
 from analysis.means import with_means
 from analysis.metrics import LOG_SCALE
-from analysis.stats import NotComparable
+from analysis.ranks import Ranking, ranking
+from analysis.stats import NotComparable, Sample
+from analysis.tuning import Tuning, leaky, notes, rankable, tunings
 
 CHANGES = "after-before: the finished model minus the model as loaded, with its 95 % interval, paired per example"
 MEDIANS = "numbers are medians over the seeds, not means; what is best or tied is decided on the means"
@@ -46,6 +50,10 @@ class Costs:
     bytes_shipped: Span | None
     """Of what differs from the base model."""
     seconds: Span | None
+    flops: Span | None = None
+    """Of training."""
+    peak_memory: Span | None = None
+    """In bytes; of the accelerator where there is one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,12 @@ class Cell:
     """Shown as the median over the seeds."""
     interval: tuple[float, float] | None = None
     """95 % interval of a change, paired per example; None for what is no change, or cannot be compared."""
+    second: bool = False
+    """The second best of its model, among the ranked rows."""
+    tuning: tuple[Tuning, ...] = ()
+    """What its learning rates came from; empty where nothing is trained."""
+    leaky: bool = False
+    """Its checkpoint was chosen on the reported rows."""
 
     @property
     def mean(self) -> float:
@@ -116,6 +130,16 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Across:
+    """Rows of one model ranked across the tasks that were measured in one form."""
+
+    model: str
+    form: str
+    """What the protocol ids say after the task, for instance `heldout`."""
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
 class Table:
     """Everything that an output format shows."""
 
@@ -127,6 +151,7 @@ class Table:
     footnotes: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     """What the cells ran with, as `name value`."""
+    rankings: list[Across] = field(default_factory=list)
 
     def blocks(self) -> list["Block"]:
         """Rows in groups of models that were measured under the same columns, so that no group has columns of blanks."""
@@ -173,12 +198,14 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout, *, before: bool = Fa
             if name in changes:
                 _show_intervals(model, name, rows, samples)
     columns = [_column(frame, name, rows, samples, layout) for name in names]
+    rankings = _rankings([column for column in columns if column.name not in samples.derived], rows, samples, problems)
     comparisons = compare_with(frame, samples, layout.baseline) if layout.baseline else []
-    return Table(layout.title, layout.heading, columns, rows, comparisons, [*footnotes(measured, rows), *problems], _versions(measured))
+    said = [*footnotes(measured, rows), *notes(measured, rows), *problems]
+    return Table(layout.title, layout.heading, columns, rows, comparisons, said, _versions(measured), rankings)
 
 
 def _row(model: str, label: str, group: pd.DataFrame, names: list[str], measured: pd.DataFrame, median: bool) -> Row:
-    cells = {name: replace(_cell(group[group["column"] == name]), median=median) for name in names}
+    cells = {name: replace(_cell(group[group["column"] == name]), median=median, leaky=leaky(name)) for name in names}
     own = measured[(measured["model"] == model) & (measured["label"] == label) & (measured["status"] == DONE)]
     return Row(model, label, cells, _costs(own))
 
@@ -193,13 +220,15 @@ def _cell(group: pd.DataFrame) -> Cell:
         return Cell((), 0, False, costs, f"skipped: {skipped['reason'].iloc[0]}")
     failed = group[~group["status"].isin([DONE, "skipped"]) & ~group["seed"].isin(done["seed"])]
     deterministic = not done.empty and bool(done["deterministic"].all())
-    return Cell(tuple(done["value"]), len(done) + failed["seed"].nunique(), deterministic, costs, ", ".join(sorted(set(failed["status"]))))
+    attempted, missing = len(done) + failed["seed"].nunique(), ", ".join(sorted(set(failed["status"])))
+    return Cell(tuple(done["value"]), attempted, deterministic, costs, missing, tuning=tunings(done))
 
 
 def _costs(done: pd.DataFrame) -> Costs:
     parts = (
         done["trainable_method"], 100 * done["trainable_method"] / done["total"], 100 * done["trainable_head"] / done["total"],
         100 * done["sparsity_prunable"], done["bytes"], done["bytes_shipped"], done["seconds"],
+        done["flops"], done["peak_memory"],
     )  # fmt: skip
     return Costs(*map(_span, parts))
 
@@ -210,8 +239,9 @@ def _span(values: pd.Series) -> Span | None:
 
 
 def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: Samples, problems: list[str]) -> None:
-    """Mark best and tied cells of one model in one column; without usable predictions nothing is marked, and it is said."""
+    """Mark best, second and tied cells of one model in one column; without usable predictions nothing is marked, and it is said."""
     ranked = [row for row in rows if row.model == model and row.cells[name].complete]
+    ranked = list(compress(ranked, rankable([row.cells[name] for row in ranked])))
     if len(ranked) < 2:
         return
     higher = bool(frame[(frame["column"] == name) & (frame["status"] == DONE)]["higher_is_better"].iloc[0])
@@ -221,8 +251,52 @@ def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: 
     except NotComparable as error:
         problems.append(f"{name}, {model}: not ranked, since {error}")
         return
+    means = [row.values.mean() if higher else -row.values.mean() for row in column]
+    second = max((i for i in range(len(column)) if i != best), key=lambda i: means[i])
     for i, row in enumerate(ranked):
-        row.cells[name] = replace(row.cells[name], best=i == best, tied=i in tied)
+        row.cells[name] = replace(row.cells[name], best=i == best, tied=i in tied, second=i == second)
+
+
+def _rankings(columns: list[Column], rows: list[Row], samples: Samples, problems: list[str]) -> list[Across]:
+    """Per model and protocol form with two tasks or more: the rows that finished all of them, ranked across."""
+    forms: dict[str, list[Column]] = {}
+    for column in columns:
+        forms.setdefault(column.name.partition("@")[2], []).append(column)
+    found = []
+    for model in dict.fromkeys(row.model for row in rows):
+        for form, own in forms.items():
+            measured = [column for column in own if any(row.cells[column.name].values for row in rows if row.model == model)]
+            if across := _across(model, form, measured, rows, samples, problems):
+                found.append(across)
+    return found
+
+
+def _across(model: str, form: str, columns: list[Column], rows: list[Row], samples: Samples, problems: list[str]) -> Across | None:
+    """The ranking of the rows that are complete and may be ranked in every column, on the same seeds; None for fewer than two."""
+    complete = [row for row in rows if row.model == model and all(row.cells[column.name].complete for column in columns)]
+    for column in columns:
+        complete = list(compress(complete, rankable([row.cells[column.name] for row in complete])))
+    if len(columns) < 2 or len(complete) < 2:
+        return None
+    try:
+        taken = {row.label: [samples.get(model, column.name, row.label) for column in columns] for row in complete}
+        kept = _same_seeds(taken)
+        if left := [label for label in taken if label not in kept]:
+            problems.append(f"{model}, {form}: not ranked across tasks, since not measured on the same seeds throughout: {', '.join(left)}")
+        by_task = {column.name: [taken[label][i] for label in kept] for i, column in enumerate(columns)}
+        found = ranking(by_task, {column.name: column.higher_is_better for column in columns}) if len(kept) > 1 else None
+        return found and Across(model, form, found)
+    except NotComparable as error:
+        problems.append(f"{model}, {form}: not ranked across tasks, since {error}")
+        return None
+
+
+def _same_seeds(taken: dict[str, list[Sample]]) -> list[str]:
+    """The labels whose seeds on all tasks are those of most rows (of equally many: the most seeds); deterministic rows fit all."""
+    seeds = {label: {one.seeds for one in row if not one.deterministic} for label, row in taken.items()}
+    common = Counter(next(iter(own)) for own in seeds.values() if len(own) == 1)
+    most = max(common, key=lambda own: (common[own], len(own)), default=None)
+    return [label for label, own in seeds.items() if own <= {most}]
 
 
 def _show_intervals(model: str, name: str, rows: list[Row], samples: Samples) -> None:

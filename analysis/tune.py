@@ -12,9 +12,12 @@ import pandas as pd
 import yaml
 
 from analysis.load import DONE
+from analysis.tuning import described, leaky
 from methods.spec import UserError
 
 KEY = "recipe.lr"
+FIRST_SEED = 100
+"""Seeds from here on are for searches; sweeps that are reported use those below."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Pick:
     trials: tuple[tuple[float, float | None], ...]
     """(learning rate, metric on the selection rows), by rate; None = the trial failed."""
     chosen: float
+    seeds: tuple[int, ...] = ()
+    """Of the trials; every trial of a method had the same ones."""
 
     @property
     def on_edge(self) -> bool:
@@ -36,7 +41,8 @@ class Pick:
 def picks(frame: pd.DataFrame) -> list[Pick]:
     """One pick per method and model of a search sweep (`analysis.load.load`), by name; the lower rate wins a tie.
 
-    Raises `UserError` where a method has fewer trials than others, two trials of one rate, or no selection rows.
+    Raises `UserError` where a method has fewer trials than others, two trials of one rate, no selection rows or those that are reported,
+    or a seed that is reported.
     """
     frame = frame[frame["variant"] == "main"].drop_duplicates("cell")
     found = [_pick(method, model, rows) for (method, model), rows in frame.groupby(["method", "model"])]
@@ -55,17 +61,21 @@ def _pick(method: str, model: str, rows: pd.DataFrame) -> Pick:
         raise UserError(f"no trial of {method} on {model} finished; run the search sweep again with run.retry=[error,diverged]")
     if rows.loc[done, "selection"].isna().any():
         raise UserError(f"a trial of {method} has no selection rows; run the search with task.selection=heldout")
+    if rows["protocol"].map(leaky).any():
+        raise UserError(f"the search chose {method} on the rows that are reported; run it with task.selection=heldout")
+    if (rows["seed"] < FIRST_SEED).any():
+        raise UserError(f"the search ran {method} on seed {rows['seed'].min()}, which is for reporting; run it with seed={FIRST_SEED}")
     scores = [float(score) if ok else None for score, ok in zip(rows["selection"], done, strict=True)]
     trials = tuple(sorted(zip(map(float, rows[KEY]), scores, strict=True)))
     best = max(score for _, score in trials if score is not None)
-    return Pick(method, model, trials, next(rate for rate, score in trials if score == best))
+    seeds = tuple(sorted(set(map(int, rows["seed"]))))
+    return Pick(method, model, trials, next(rate for rate, score in trials if score == best), seeds)
 
 
 def matcher(pick: Pick, sweep: str, budget: str) -> dict:
     """The pick as an entry of a method's `recipes`, for cells of `budget` on the searched model."""
     rates = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score in pick.trials)
-    edge = ", at the edge of the range" if pick.on_edge else ""
-    source = f"best of {len(pick.trials)} on selection rows ({rates}{edge}), sweep {sweep}"
+    source = described(len(pick.trials), rates, pick.on_edge, pick.seeds, sweep)
     return {"when": {"model": pick.model, "budget": budget}, "origin": "tuned", "source": source, "values": {"lr": pick.chosen}}
 
 

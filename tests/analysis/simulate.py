@@ -31,7 +31,7 @@ def record(
     model: str = "toy", task: str = "toy/a", protocol: str = "toy/a@heldout", config: dict | None = None, recipe: dict | None = None,
     deterministic: bool = False, note: str = "", sweep: str | None = "simulated", trainable: int = 1000, higher: bool = True,
     variant: str = "main", rows: dict | None = None, numerics: dict | None = None, budget: str = "short", tokenizer: str = "",
-    train: dict | None = None,
+    train: dict | None = None, origin: str | None = None,
 ) -> Record:  # fmt: skip
     """Write one simulated record with its predictions."""
     value = float(predictions["score"].mean()) if value is None else value
@@ -49,8 +49,9 @@ def record(
         "sparsity": {"prunable": 0.0, "all": 0.0}, "bytes": 400_000, "changed": {"bytes": 4 * trainable + 200}, "flops": {"training": 1e9},
     }  # fmt: skip
     made = Record(
-        schema=SCHEMA, cell=cell, status="done", identity=identity, origins={}, sweep=sweep, seed=seed, deterministic=deterministic,
-        model_note=note, results=[result], selection={}, costs=costs, phases=[Phase("main", 10, 320, 4000, 8.0, 10**9, 0)], measures={},
+        schema=SCHEMA, cell=cell, status="done", identity=identity, origins={"lr": origin} if origin else {}, sweep=sweep, seed=seed,
+        deterministic=deterministic, model_note=note, results=[result], selection={}, costs=costs,
+        phases=[Phase("main", 10, 320, 4000, 8.0, 10**9, 0)], measures={},
         data={"evaluation": ROWS} | ({"train": train} if train else {}), numerics=numerics or NUMERICS, sources={}, seconds=10.0,
     )  # fmt: skip
     path = Store(store).folder(cell) / file

@@ -34,6 +34,13 @@ def test_one_row_per_result_and_failure(store):
     assert failed["reason"] == "the loss is not finite"
 
 
+def test_the_origin_of_the_learning_rate_is_kept(tmp_path):
+    record(tmp_path, "a", "lora", 0, scores("a", 0, 0.8), origin="tuned")
+    record(tmp_path, "b", "none", 0, scores("b", 0, 0.8))
+    origins = load(tmp_path).set_index("cell")["origin"]
+    assert origins["a"] == "tuned" and pd.isna(origins["b"])
+
+
 def test_labels_shorten_hashes_and_commits(tmp_path):
     for cell, weights in (("a", "sha256:" + "0123456789abcdef" * 4), ("b", "hub:some/thing@" + "fedcba9876" * 4)):
         record(tmp_path, cell, "external", 0, scores("m", 0, 0.8), config={"weights": weights})

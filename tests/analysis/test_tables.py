@@ -173,3 +173,56 @@ def test_compare_takes_methods_and_row_labels(store):
 def test_layouts_come_from_the_sweep_files():
     assert layout("quickstart").heading.startswith("demonstration") and layout("quickstart").baseline == "full_ft"
     assert layout("not-ours") == Layout(title="not-ours") and layout(None) == Layout()
+
+
+def many_models(store, accuracies, models=12):
+    """Each model is a repetition: three seeds of each method, whose examples are drawn anew."""
+    for i in range(models):
+        for method, accuracy in accuracies.items():
+            rng = np.random.default_rng([i, *map(ord, method)])
+            for seed in range(3):
+                right = (rng.random(200) < accuracy).astype(float)
+                predictions = pd.DataFrame({"example": [f"doc{j}" for j in range(200)], "score": right})
+                record(store, f"{method}{i}-{seed}", method, seed, predictions, model=f"toy{i}")
+    made = built(store)
+    return [[row.cells[PROTOCOL] for row in made.rows if row.model == model] for model in dict.fromkeys(row.model for row in made.rows)]
+
+
+def test_a_table_of_two_equal_methods_marks_them_as_equal_and_one_of_a_clear_difference_does_not(tmp_path):
+    equal = many_models(tmp_path / "equal", {"a": 0.8, "b": 0.8})
+    assert all(sum(one.best for one in pair) == 1 for pair in equal)
+    assert sum(any(one.tied for one in pair) for pair in equal) >= len(equal) - 2
+    apart = many_models(tmp_path / "apart", {"a": 0.85, "b": 0.6})
+    assert all(a.best and not b.tied and b.second for a, b in apart)
+
+
+def three_tasks(store):
+    for task in ("a", "b", "c"):
+        for method, accuracy in (("full_ft", 0.9), ("lora", 0.9), ("bitfit", 0.4)):
+            for seed in range(2 if (method, task) == ("bitfit", "c") else 3):
+                predictions = scores(method, seed, accuracy).assign(example=[f"{task}{i}" for i in range(200)])
+                record(store, f"{method}{task}{seed}", method, seed, predictions, task=task, protocol=f"{task}@heldout")
+    return store
+
+
+def test_rows_that_finished_every_task_on_the_same_seeds_are_ranked_across_them(tmp_path):
+    made = built(three_tasks(tmp_path))
+    (across,) = made.rankings
+    assert (across.model, across.form, across.ranking.tasks) == ("toy", "heldout", ("a@heldout", "b@heldout", "c@heldout"))
+    assert [one.label for one in across.ranking.standings] == ["full_ft", "lora"] and across.ranking.groups == (("full_ft", "lora"),)
+    assert all((one.wins, one.ties, one.losses) == (0, 3, 0) for one in across.ranking.standings)
+    assert "toy, heldout: not ranked across tasks, since not measured on the same seeds throughout: bitfit" in made.footnotes
+    text = markdown(made)
+    assert "critical difference of mean ranks 1.13 (Nemenyi, 5 %)" in text and "| toy | lora | 1.50 | 0 | 3 | 0 |" in text
+
+
+def test_a_row_that_lost_a_seed_is_in_no_ranking(tmp_path):
+    store = three_tasks(tmp_path)
+    failure(store, "lora_b3", "lora", 3, task="b")
+    made = built(store)
+    assert not made.rankings
+
+
+def test_costs_have_training_flops_and_peak_memory(store):
+    costs = next(row for row in built(store).rows if row.label == "lora").costs
+    assert (costs.flops.mean, costs.peak_memory.mean) == (1e9, 1e9)

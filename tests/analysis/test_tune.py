@@ -13,7 +13,8 @@ def cells(method: str, scores: dict[float, float | None], values: float = 0.5) -
     """Rows of a search as `load` gives them; None = the cell failed."""
     return [
         {
-            "cell": f"{method}{rate}{score}", "method": method, "model": "minilm", "variant": "main", "recipe.lr": rate,
+            "cell": f"{method}{rate}{score}", "method": method, "model": "minilm", "variant": "main", "recipe.lr": rate, "seed": 100,
+            "protocol": "glue/sst2@heldout",
             "status": "diverged" if score is None else "done", "selection": score, "value": values / (1 + i),
         }
         for i, (rate, score) in enumerate(scores.items())
@@ -39,6 +40,8 @@ def test_failed_trials_count_as_trials_and_ties_go_to_the_lower_rate() -> None:
         (cells("lora", {1e-3: 0.6}) + cells("lora", {1e-3: 0.7}), "two cells of lora on minilm with one learning rate"),
         (cells("lora", {1e-3: None}), "no trial of lora on minilm finished"),
         ([{**cells("lora", {1e-3: 0.5})[0], "selection": None}], "no selection rows; run the search with task.selection=heldout"),
+        ([{**cells("lora", {1e-3: 0.5})[0], "protocol": "glue/sst2@dev_best[:8]"}], "chose lora on the rows that are reported"),
+        ([{**cells("lora", {1e-3: 0.5})[0], "seed": 2}], "ran lora on seed 2, which is for reporting; run it with seed=100"),
     ],
 )
 def test_an_unfair_search_is_refused(rows: list[dict], message: str) -> None:
@@ -75,7 +78,7 @@ def test_a_pick_becomes_the_recipe_of_its_budget_and_replaces_an_earlier_one(tmp
     recipes = parse(yaml.safe_load(once)["recipes"], "lora.yaml")
     assert (
         recipes[-1].source
-        == "best of 3 on selection rows (0.001: 0.600, 0.004: failed, 0.02: 0.712, at the edge of the range), sweep search"
+        == "best of 3 on selection rows (0.001: 0.600, 0.004: failed, 0.02: 0.712, at the edge of the range), seed 100, sweep search"
     )
     names = {"task": "glue/stsb", "model": "minilm", "budget": "brief"}
     assert resolve(recipes, names, {})[0]["lr"] == 2e-2
