@@ -1,9 +1,8 @@
 """What a training step holds in memory, counted tensor by tensor instead of measured by the allocator."""
 
-import gc
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,19 +86,6 @@ class _Saved:
         return {key: storage.nbytes() for key, storage in found.items() if storage is not None}
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Tensors in reference cycles live to the end, not to the collector's next turn, which comes by chance."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _autocast(model: nn.Module, dtype: torch.dtype | None) -> Any:
     device = next(model.parameters()).device.type
     return torch.autocast(device, dtype) if dtype is not None else nullcontext()
@@ -138,7 +124,7 @@ def memory_ledger(
     inputs = [t for t in batch.values() if isinstance(t, Tensor)]
     known = {storage_key(t) for t in (*own, *inputs)}
     live, saved = _Live((*own, *inputs), model.parameters()), _Saved()
-    with undisturbed(model, training=True), _without_collector(), live:
+    with undisturbed(model, training=True), live:
         with saved_tensors_hooks(saved.pack, lambda tensor: tensor), _autocast(model, autocast):
             loss = loss_fn(model, batch)
         held = {key: size for key, size in saved.alive().items() if key not in known}
