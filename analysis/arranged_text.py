@@ -24,13 +24,14 @@ HOW = (
 
 
 def sheet(arranged: Arranged) -> Sheet:
-    """The table as text, one grid per model, then its ranking across tasks."""
-    models = dict.fromkeys(line.model for line in arranged.lines)
-    grids = [_grid(model, [line for line in arranged.lines if line.model == model], arranged) for model in models]
+    """The table as text: a grid for each model, and its ranking across tasks."""
     names = {(line.model, line.row.label): line.name for line in arranged.lines if line.row}
-    across = [ranked(_renamed(one, names)) for one in arranged.table.rankings]
+    grids = []
+    for model in dict.fromkeys(line.model for line in arranged.lines):
+        grids.append(_grid(model, [line for line in arranged.lines if line.model == model], arranged))
+        grids += [ranked(_renamed(one, names)) for one in arranged.table.rankings if one.model == model]
     legend = [*HOW, LEGEND[2], *([LEGEND[-1]] if {"trials", "origin"} & set(arranged.layout.sides) else [])]
-    return Sheet(arranged.layout.title, "", grids + across, [*legend, *arranged.notes, *arranged.table.footnotes])
+    return Sheet(arranged.layout.title, "", grids, [*legend, *arranged.notes, *arranged.table.footnotes])
 
 
 def _renamed(across: Across, names: dict[tuple[str, str], str]) -> Across:

@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.load import DONE
 from analysis.metrics import LOG_SCALE
 from analysis.stats import DRAWS, NotComparable, Sample
+from analysis.tuning import Tuning
 from methods.spec import UserError
 
 COSTS = (
@@ -133,7 +134,13 @@ def _rows(frame: pd.DataFrame, mean: Mean) -> Iterator[dict]:
     for _, group in members.groupby(["model", "label", "seed"]):
         done = group[group["status"] == DONE].sort_values("cell").drop_duplicates("column").set_index("column")
         lacking = [task for task, column in zip(mean.tasks, mean.columns, strict=True) if column not in done.index]
-        yield _row(mean, group.iloc[0], done, lacking)
+        yield _row(mean, _least_tuned(group), done, lacking)
+
+
+def _least_tuned(group: pd.DataFrame) -> pd.Series:
+    """The task whose learning rate says least for the mean: one that nobody searched for, else the first."""
+    searched = group["origin"].map(lambda origin: pd.isna(origin) or Tuning(origin).chosen)
+    return group.iloc[int(searched.argmin())]
 
 
 def _row(mean: Mean, first: pd.Series, done: pd.DataFrame, lacking: list[str]) -> dict:

@@ -8,6 +8,7 @@ names the hashes of the page's own script and style.
 import base64
 import gzip
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -45,7 +46,7 @@ class Chunks:
 
     def add(self, value: Any) -> int:
         """The number of the chunk that holds `value`; equal values give equal bytes."""
-        text = gzip.compress(_json(value).encode(), compresslevel=6, mtime=0)
+        text = gzip.compress(_json(value).encode(), compresslevel=4, mtime=0)
         self.texts.append(base64.b64encode(text).decode())
         return len(self.texts) - 1
 
@@ -60,6 +61,8 @@ class Details:
     examples: dict[str, Any]
     """Column -> `set` (chunk of its examples) and `parts` (chunk -> the results in it)."""
     sources: dict[str, list[str]]
+    store: str
+    """Where the cells lie, as typed after `--store`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def details(frame: pd.DataFrame, store: Path) -> Details:
         where |= dict.fromkeys(batch, chunks.add(traces))
     columns = packed(frame, lambda cell, file: predictions(store, cell, file))
     examples = {column: _examples(chunks, known, found) for column, known, found in columns}
-    return Details(chunks, where, examples, page_data.sources(records))
+    return Details(chunks, where, examples, page_data.sources(records), shlex.quote(str(store)))
 
 
 def _examples(chunks: Chunks, known: ExampleSet, found: dict[tuple[str, str], Packed]) -> dict[str, Any]:
@@ -107,7 +110,8 @@ def page(
 ) -> str:
     """The page of a table; equal arguments give equal bytes. Plot and list of cells need `frame`, drill-downs need `opened`."""
     data = page_data.contents(table, frame) | {"claims": claim_lines(claims), "made": _made(table, frame, opened, made)}
-    data |= {"details": opened.cells, "examples": opened.examples} if opened else {"details": {}, "examples": {}}
+    data |= {"details": opened.cells if opened else {}, "examples": opened.examples if opened else {}}
+    data |= {"store": opened.store if opened else None}
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     parts = {
         "title": escape(table.title), "policy": policy(script, style), "css": style, "js": script, "data": embedded(data),

@@ -1,7 +1,7 @@
 """Per-example correctness of results, packed, so that a page can show where two methods differ."""
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ DETAILED = 2_000
 """Examples up to which answers (or scores that are not 0 and 1) are kept beside correctness."""
 CHARACTERS = 80
 """Shown of an answer or label."""
-RESULTS = 3_000
+RESULTS = 2_000
 """Results whose predictions are read at most; reading a file takes milliseconds."""
 
-Read = Callable[[str, str], pd.DataFrame]
-"""Cell id and file of predictions -> their table."""
+Columns = Mapping[str, Any]
+"""Name -> values: a data frame, or arrays of equal length."""
+Read = Callable[[str, str], Columns]
+"""Cell id and file of predictions -> their columns."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,15 @@ class Packed:
 
 
 def packed(frame: pd.DataFrame, read: Read, most: int = RESULTS) -> Iterator[tuple[str, ExampleSet, dict[tuple[str, str], Packed]]]:
-    """Column by column: its name, its examples, and (cell, variant) -> result. Stops before a column that would exceed `most` results.
+    """Column by column: its name, its examples, and (cell, variant) -> result; of the first models whose results are `most` at most.
 
     Results on other examples than the first of their column are left out: they cannot be paired.
     """
     done = frame[(frame["status"] == DONE) & frame["predictions"].notna()]
     once = done.sort_values(["seed", "cell"]).drop_duplicates(["model", "label", "column", "seed"])
-    for column, used in once.groupby("column"):
-        most -= len(used)
-        if most < 0:
-            return
+    total = once.groupby(["column", "model"])["cell"].size().cumsum()
+    few = once.set_index(["column", "model"], drop=False).loc[total.index[total <= most]]
+    for column, used in few.groupby(few["column"].to_numpy()):
         yield (str(column), *_column(used, read))
 
 
@@ -60,7 +61,7 @@ def _column(used: pd.DataFrame, read: Read) -> tuple[ExampleSet, dict[tuple[str,
     examples, order, raw, found = None, None, None, {}
     for row in used.itertuples():
         table = read(row.cell, row.predictions)
-        own = table["example"].astype(str).tolist()
+        own = [str(example) for example in table["example"]]
         if own != raw:
             keys, order, raw = *_ordered(own), own
         if examples is None:
@@ -79,8 +80,8 @@ def _ordered(examples: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(keys[order].tolist()), order
 
 
-def _packed(table: pd.DataFrame, order: np.ndarray) -> Packed:
-    scores = table["score"].to_numpy(dtype=float)[order]
+def _packed(table: Columns, order: np.ndarray) -> Packed:
+    scores = np.asarray(table["score"], dtype=float)[order]
     answers = _texts(table, ANSWERS, order)
     if np.isin(scores, (0.0, 1.0)).all():
         return Packed(base64.b64encode(np.packbits(scores.astype(bool)).tobytes()).decode(), None, answers)
@@ -88,12 +89,12 @@ def _packed(table: pd.DataFrame, order: np.ndarray) -> Packed:
     return Packed(None, [float(f"{score:.4g}") for score in scores] if kept else None, answers)
 
 
-def _texts(table: pd.DataFrame, names: tuple[str, ...], order: np.ndarray) -> list[Any] | None:
+def _texts(table: Columns, names: tuple[str, ...], order: np.ndarray) -> list[Any] | None:
     """The values of the first column that there is, in order: whole numbers, numbers in 4 digits, or shortened text."""
     name = next((name for name in names if name in table), None)
-    if name is None or len(table) > DETAILED:
+    if name is None or len(order) > DETAILED:
         return None
-    return [_text(value) for value in table[name].to_numpy()[order].tolist()]
+    return [_text(value) for value in np.asarray(table[name])[order].tolist()]
 
 
 def _text(value: Any) -> Any:

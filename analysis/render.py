@@ -133,8 +133,10 @@ def _latex_heading(entry: Entry, width: int, *, first: bool) -> list[str]:
 
 
 STYLE = (
-    "body{font-family:system-ui,sans-serif;margin:2rem;color-scheme:light dark}table{border-collapse:collapse;margin:1rem 0}"
-    "th,td{padding:.2rem .6rem;text-align:right}.text{text-align:left}thead th{border-bottom:1px solid}small{opacity:.75}"
+    ":root{color-scheme:light dark}body{font-family:system-ui,sans-serif;margin:2rem}table{border-collapse:collapse}"
+    ".scroll{overflow-x:auto;margin:1rem 0}caption{text-align:left;padding:.2rem .6rem}li{margin:.2rem 0}"
+    "th,td{padding:.2rem .6rem;text-align:right}td:not(.text),thead th{white-space:nowrap}"
+    ".text{text-align:left}thead th{border-bottom:1px solid}small{opacity:.75}"
     "tbody th[colspan]{font-style:italic;border-top:1px solid}"
 )
 
@@ -146,11 +148,13 @@ def html(sheet: Sheet) -> str:
         caption = f"<caption>{_html(grid.caption)}</caption>" if grid.caption else ""
         head = "".join(f'<th scope="col"{_class(i, grid)}>{_html(title)}</th>' for i, title in enumerate(grid.titles))
         body = "".join(f"<tr>{_html_line(line, grid)}</tr>" for line in grid.lines)
-        parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        parts.append(f'<div class="scroll" tabindex="0" role="region" aria-label="{_html(grid.caption or sheet.title)}">{table}</div>')
     if notes := (*sheet.comparisons, *sheet.notes):
         parts.append("<ul>" + "".join(f"<li>{_html(note)}</li>" for note in notes) + "</ul>")
     policy = "default-src 'none'; style-src 'unsafe-inline'"
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_html(sheet.title)}</title>'
+    wide = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{wide}<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_html(sheet.title)}</title>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 

@@ -1,5 +1,6 @@
 """What all figures share: grids of panels, a note under them, layout that is frozen before labels are placed."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.plots.placing import Box
-from analysis.plots.style import GREY, SMALL, WIDTHS
+from analysis.plots.style import GREY, SMALL, TITLE, WIDTHS
 from methods.spec import UserError
 
 MOST = 30
@@ -42,6 +43,31 @@ def over(seeds: Sequence[int], what: str = "bars") -> str:
         return f"one seed: no {what}"
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     return f"{what}: ± 1 standard deviation over seeds ({n})"
+
+
+def settle(made: Figure, axes: Sequence[Axes], size: float = TITLE) -> None:
+    """Lay the figure out with every title broken into lines that are as wide as its axes."""
+    made.draw_without_rendering()
+    for ax in axes:
+        if text := ax.get_title(loc="left"):
+            wide = ax.get_window_extent().width
+            fits = (lines for most in range(len(text), 0, -1) if _widest(made, lines := broken(text, most), size) <= wide)
+            ax.set_title("\n".join(next(fits, [text])), fontsize=size)
+    made.draw_without_rendering()
+
+
+def _widest(made: Figure, lines: Sequence[str], size: float) -> float:
+    return max(text_size(made, line, size)[0] for line in lines)
+
+
+def broken(text: str, most: int) -> list[str]:
+    """Lines of at most `most` characters, broken after a space, `/`, `@`, `-` or `,` where there is one, else anywhere."""
+    lines = [""]
+    for piece in re.findall(r"[^ /@,-]*[ /@,-]|[^ /@,-]+", text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+    return [part.strip() for line in lines for part in (textwrap.wrap(line, max(1, most)) or [line])]
 
 
 def freeze(made: Figure) -> None:

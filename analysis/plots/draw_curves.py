@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from analysis.plots.curves import Panel, Series
-from analysis.plots.draw import frame_of, freeze, grid, hide_rest, note, over, short, text_size
+from analysis.plots.draw import frame_of, freeze, grid, hide_rest, note, over, settle, short, text_size
 from analysis.plots.placing import NEAR, Box, nearest, place, spread
 from analysis.plots.style import COLOURS, DASHES, GREY, MARKERS, PALE, RC, SMALL, WIDTHS, figure
 
@@ -36,7 +36,7 @@ def _together(panels: Sequence[Panel], width: str) -> Figure:
     for ax, panel in zip(axes, panels, strict=False):
         _panel(ax, panel, order)
     note(made, width, _note(panels))
-    made.draw_without_rendering()
+    settle(made, axes)
     beside = [_beside(ax, panel) for ax, panel in zip(axes, panels, strict=False)]
     outside = [[] if boxes else _outside(ax, panel, order) for ax, panel, boxes in zip(axes, panels, beside, strict=False)]
     freeze(made)
@@ -154,7 +154,7 @@ def _apart(panels: Sequence[Panel], width: str) -> Figure:
         for other in panel.series:
             ax.plot([stop.x for stop in other.stops], [stop.mean for stop in other.stops], color=PALE, linewidth=0.4, zorder=1)
         _line(ax, line, COLOURS[0], "-", ".")
-        ax.set_title(line.label, fontsize=SMALL + 0.5)
+        ax.set_title(line.label)
         if i + columns >= len(shown):
             ax.tick_params(labelbottom=True)
             ax.set_xlabel(_title(panel.x_title))
@@ -162,6 +162,7 @@ def _apart(panels: Sequence[Panel], width: str) -> Figure:
             ax.set_ylabel(panel.y_title)
     titles = "; ".join(dict.fromkeys(panel.title for panel in panels))
     note(made, width, f"{titles}; grey: the others; {_note(panels)}")
+    settle(made, axes, SMALL)
     freeze(made)
     return made
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from analysis.plots.draw import freeze, grid, hide_rest, note, text_size
+from analysis.plots.draw import freeze, grid, hide_rest, note, settle, text_size
 from analysis.plots.heat import Heat
 from analysis.plots.style import DIVERGING, PALE, RC, SEQUENTIAL, SMALL, figure
 
@@ -24,6 +24,7 @@ def draw(heats: Sequence[Heat], width: str) -> Figure:
         for ax, heat in zip(axes, heats, strict=False):
             _matrix(ax, heat, _norm([other for other in heats if other.what == heat.what]))
         note(made, width, "; ".join(dict.fromkeys(heat.what for heat in heats)))
+        settle(made, axes)
         freeze(made)
         for ax, heat in zip(axes, heats, strict=False):
             _numbers(ax, heat)
@@ -32,7 +33,7 @@ def draw(heats: Sequence[Heat], width: str) -> Figure:
 
 def _norm(heats: Sequence[Heat]) -> Normalize:
     values = np.concatenate([heat.values[~np.isnan(heat.values)] for heat in heats])
-    low, high = float(values.min()), float(values.max())
+    low, high = min(0.0, float(values.min())), float(values.max())
     if heats[0].diverging:
         low, high = -max(-low, high), max(-low, high)
     return Normalize(low, high if high > low else low + 1)

@@ -20,13 +20,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.5)), (0, (8, 2)), (0, (4, 1.2, 1.2, 1.2, 1.2, 1.2)))
 GREY, PALE = "#595959", "#B8B8B8"
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
+TITLE = 7.5
+"""Points of the font of titles."""
+DPI = 300
+"""Of PNG files; figures are laid out at the same, since text is wider or narrower at another."""
 RC = {
-    "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "xtick.labelsize": 6.5,
+    "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": TITLE, "axes.labelsize": 7.5, "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
     "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "xtick.minor.size": 1.5, "ytick.minor.size": 1.5, "lines.linewidth": 1.1, "lines.markersize": 3.5, "axes.grid": True,
     "grid.color": "#E6E6E6", "grid.linewidth": 0.5, "axes.axisbelow": True, "text.parse_math": False, "axes.titlelocation": "left",
-    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "parebench", "savefig.dpi": 300, "figure.dpi": 100,
+    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "parebench", "savefig.dpi": DPI, "figure.dpi": DPI,
     "axes.unicode_minus": True, "axes.formatter.use_mathtext": False,
 }  # fmt: skip
 SMALL = 6.0

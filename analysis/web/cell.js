@@ -71,17 +71,26 @@ const filled = (value) => value && Object.keys(value).length > 0;
 function sections(found) {
   const made = [];
   const add = (title, value, titles = ["key", "value"]) => void (filled(value) && made.push(section(title, table(titles, lines(value)))));
-  if (found.log) made.push(logged(found.log));
-  if (found.outcome) made.unshift(section("How it ended", el("pre", { tabindex: "0" }, (found.outcome.lines ?? []).join("\n"))));
-  if (found.curves) made.unshift(section("Learning curves", ...Object.entries(found.curves).map(([name, [steps, values]]) => curve(name, steps, values, curveSize()))));
-  if (found.remake) made.push(section("Make it again", el("pre", { tabindex: "0" }, found.remake)));
+  if (found.outcome) made.push(section("How it ended", preformatted(found.outcome.lines ?? [])));
+  if (found.curves) made.push(section("Learning curves", ...Object.entries(found.curves).map(([name, [steps, values]]) => curve(name, steps, values, curveSize()))));
   if (found.config) add("Configuration", found.config);
   if (found.record) recorded(found.record, made, add);
+  if (found.log) made.push(section("End of the log", preformatted(found.log)));
+  if (found.record) made.push(section("Make it again", preformatted([remake(opened)])));
   return made;
+}
+
+const preformatted = (texts) => el("pre", { tabindex: "0" }, texts.join("\n"));
+
+// The command that says how; its cell as a shell takes it.
+function remake(cell) {
+  const quoted = /^[\w.-]+$/.test(cell) ? cell : `'${cell.replaceAll("'", "'\\''")}'`;
+  return `parebench-report reproduce ${quoted} --store ${data.store}`;
 }
 
 function recorded(record, made, add) {
   const { recipe, ...configuration } = record.identity;
+  add("Metrics", Object.fromEntries(record.results.map((result) => [`${result.protocol} [${result.variant}]`, { ...result.metrics, n: result.n, seconds: result.seconds }])));
   add("Configuration", configuration);
   if (filled(recipe)) made.push(section("Recipe", table(["key", "value", "origin"], recipeLines(recipe, record.origins))));
   add("Selection of the checkpoint", record.selection);
@@ -91,7 +100,6 @@ function recorded(record, made, add) {
   add("Made from", record.dependencies);
   add("Environment", record.numerics);
   add("Data", record.data);
-  add("Metrics", Object.fromEntries(record.results.map((result) => [`${result.protocol} [${result.variant}]`, { ...result.metrics, n: result.n, seconds: result.seconds }])));
   add("Sources of the method (hashes)", record.sources, ["file", "hash"]);
 }
 
@@ -102,10 +110,6 @@ function recipeLines(recipe, origins) {
 function phases(all) {
   const rows = all.map((one) => [one.name, ...[one.steps, one.examples, one.tokens].map(full), short(one.seconds), short(one.peak_device || one.peak_rss)]);
   return table(["phase", "steps", "examples", "tokens", "seconds", "peak bytes"], rows);
-}
-
-function logged(log) {
-  return section("End of the log", el("pre", { tabindex: "0" }, log.join("\n")));
 }
 
 function curveSize() {

@@ -24,7 +24,7 @@ async function drawExamples() {
   const a = choose("a", labels);
   const b = choose("b", [...labels.filter(([label]) => label !== a), ...labels.filter(([label]) => label === a)]);
   const pairs = pairsOf(own.filter((one) => one.label === a), own.filter((one) => one.label === b), cellAt(model, a, at), cellAt(model, b, at));
-  const seed = choose("seed", [["all", `all ${plural(pairs.length, "pair")} of seeds`], ...pairs.map((pair) => [pair.name, `seed ${pair.name}`])]);
+  const seed = choose("seed", [["all", pairs.length > 1 ? `all ${pairs.length} pairs` : "the one pair"], ...pairs.map((pair) => [pair.name, `seed ${pair.name}`])]);
   counted.replaceChildren(el("p", {}, pairs.length ? "Unpacking …" : `${a} and ${b} share no seed.`));
   differing.box.hidden = true;
   if (!pairs.length) return;
@@ -66,7 +66,7 @@ function showPairs({ a, b, examples, found, column }) {
   const n = examples.keys.length;
   const pairs = found.map((pair) => ({ ...pair, x: scoresOf(pair.a, n), y: scoresOf(pair.b, n), binary: Boolean(pair.a.bits && pair.b.bits) }));
   if (!pairs.length || pairs.some((pair) => !pair.x || !pair.y)) {
-    return counted.replaceChildren(el("p", {}, "This page keeps no scores of these two rows (too many examples, or other ones); use parebench-report compare."));
+    return counted.replaceChildren(el("p", {}, "This page keeps no scores of these two rows (it holds too many results, or they are of other examples); use parebench-report compare."));
   }
   const binary = pairs.every((pair) => pair.binary);
   const rows = pairs.map((pair) => [`seed ${pair.name}`, ...(binary ? contingency(pair) : means(pair, column)).map(String)]);
@@ -76,7 +76,7 @@ function showPairs({ a, b, examples, found, column }) {
   compared.pairs = pairs.length;
   compared.binary = binary;
   $("differ").textContent = `${grouped.format(compared.rows.length)} of ${plural(n, "example")} differ${pairs.length > 1 ? " over these seeds" : ""}.`;
-  differing.box.hidden = false;
+  differing.box.hidden = !compared.rows.length;
   showExamples("");
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from urllib.parse import quote
 
 import pandas as pd
@@ -124,7 +125,8 @@ def test_hostile_names_make_no_element_and_run_nothing(tab, shown):
         assert tab.run("document.querySelectorAll('img, iframe, object, embed, [onerror]').length") == 0
     tab.until("document.querySelector('#cell pre') !== null")
     assert tab.run("document.getElementById('cell-title').textContent") == SCRIPT
-    assert texts(tab, "#cell pre")[-1] == f"the log of it\n{SCRIPT}"
+    log, command = texts(tab, "#cell pre")
+    assert log == f"the log of it\n{SCRIPT}" and shlex.split(command)[2] == HOSTILE
     scripts = tab.run("[...document.scripts].map((s) => s.type || 'own')")
     assert scripts.count("own") == 1 and set(scripts) == {"own", "application/json", "text/plain"}
 
@@ -185,7 +187,7 @@ def test_the_filtered_list_of_cells_is_the_frames(tab, shown, frame):
     assert texts(tab, "#view-cells tbody th") == ["bitfit2"]
 
 
-def test_arrow_keys_reach_a_cell_and_enter_opens_it(tab):
+def test_arrow_keys_reach_a_cell_and_enter_opens_it(tab, store):
     tab.focus(f"{TABLE} tbody tr:first-child button")
     assert tab.run(f"document.querySelectorAll(\"{TABLE} tbody button[tabindex='0']\").length") == 1, "one stop of the Tab key per table"
     for _ in range(10):
@@ -202,6 +204,7 @@ def test_arrow_keys_reach_a_cell_and_enter_opens_it(tab):
     assert any("lr0.001" in text for text in tables) and any("parameters.trainable_method3000" in text for text in tables)
     assert any("packages.torch2.13.0" in text for text in tables)
     assert texts(tab, "#cell pre")[0].startswith("the log of it")
+    assert texts(tab, "#cell pre")[1] == f"parebench-report reproduce lora0 --store {store}"
     tab.press("Escape")
     tab.until("!document.getElementById('cell').open && !location.hash.includes('cell')")
 

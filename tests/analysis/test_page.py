@@ -249,8 +249,17 @@ def test_scores_that_are_not_0_or_1_stay_numbers_and_large_sets_keep_bits_alone(
 
 
 def test_no_more_results_are_read_than_asked_for(frame, store):
-    assert [column for column, _, _ in packed(frame, lambda cell, file: predictions(store, cell, file), most=12)] == ["toy/a@heldout"]
-    assert list(packed(frame, lambda cell, file: predictions(store, cell, file), most=11)) == []
+    def read(cell, file):
+        asked.append(cell)
+        return predictions(store, cell, file)
+
+    asked = []
+    other = frame.assign(model="other")
+    both = pd.concat([frame, other], ignore_index=True)
+    for most, models in ((24, 2), (23, 1), (12, 1), (11, 0)):
+        asked.clear()
+        found = list(packed(both, read, most))
+        assert len(asked) == 12 * models and [column for column, _, _ in found] == ["toy/a@heldout"] * bool(models)
 
 
 def test_the_page_runs_its_own_script_and_fetches_nothing(built, frame, opened):

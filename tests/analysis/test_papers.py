@@ -1,8 +1,12 @@
 """Published numbers are typed data: every file loads, everything else is refused in one sentence."""
 
 import copy
+import re
+from importlib import resources
+from pathlib import Path
 
 import pytest
+import yaml
 
 from analysis import papers
 from analysis.papers import Measure, calculated, parse, published, slugs, tolerance
@@ -45,6 +49,48 @@ def test_arithmetic_of_what_is_not_run_is_the_published_number(slug: str) -> Non
             scale = papers.UNITS[claim.unit]
             digits = f"{claim.value:f}".rstrip("0").partition(".")[2]
             assert calculated(claim.explanation.arithmetic) / scale == pytest.approx(claim.value, abs=10.0 ** -len(digits)), claim.id
+
+
+def keys_of(method: str) -> set[str]:
+    return {f"method.{key}" for key in yaml.safe_load(Path(str(resources.files("conf") / "method" / f"{method}.yaml")).read_text())}
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_records_are_asked_for_methods_models_and_keys_that_exist(slug: str) -> None:
+    for claim in published(slug).claims:
+        if direction := claim.direction:
+            sides = ((direction.better, direction.better_at), (direction.worse, direction.worse_at))
+            for method, own in sides:
+                assert {*(direction.at or {}), *(direction.equal or ()), *(own or {})} <= keys_of(method), claim.id
+            assert slug in (direction.better, direction.worse), claim.id
+        if query := claim.query:
+            assert {override.partition("=")[0] for override in query.overrides or ()} <= keys_of(query.method), claim.id
+            assert (resources.files("conf") / "model" / f"{query.model}.yaml").is_file(), claim.id
+
+
+def test_a_direction_is_typed_and_checked() -> None:
+    block = {k: v for k, v in CLAIM.items() if k != "count"} | {"kind": "quality", "unit": "points"}
+    given = {"better": "pst", "worse": "movement", "columns": ["glue/*"], "at": {"method.sparsity": [0.5, 0.9]}, "margin": 0.01}
+    claim = parse("x", {"paper": PAPER, "claims": [block | {"direction": given}]}).claims[0]
+    assert claim.direction == papers.Direction(**given) and (claim.query, claim.count, claim.not_run) == (None, None, None)
+    for change, sentence in (({"margin": 1.0}, "margin=1.0"), ({"columns": []}, "columns=[]"), ({"beter": "x"}, "beter is unknown")):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            parse("x", {"paper": PAPER, "claims": [block | {"direction": given | change}]})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"unit": "M"}, "unit=M is not allowed; allowed: points"),
+        ({"query": {"tolerance": "about"}}, "tolerance=about is not allowed"),
+        ({"query": {"center": "mode"}}, "center=mode is not allowed; allowed: mean, median"),
+    ],
+)
+def test_a_query_is_checked(change: dict, sentence: str) -> None:
+    query = {"method": "lora", "model": "m", "protocol": "glue/rte@dev_best", "metric": "accuracy", "tolerance": "+-1"}
+    block = {k: v for k, v in CLAIM.items() if k != "count"} | {"kind": "quality", "unit": "points"} | change
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        parse("x", {"paper": PAPER, "claims": [block | {"query": query | change.get("query", {})}]})
 
 
 def test_a_file_becomes_typed_claims() -> None:

@@ -22,7 +22,7 @@ from analysis.changes import with_changes
 from analysis.load import load
 from analysis.plots import critical, curves, draw_curves, draw_heat, draw_points, heat, points
 from analysis.plots.curves import SELECTION, learning, swept
-from analysis.plots.draw import over, short
+from analysis.plots.draw import broken, over, short
 from analysis.plots.placing import leader, overlap, place, spread
 from analysis.plots.points import Panel, Point, Value, forgetting, pareto, with_front
 from analysis.plots.style import COLOURS, ENDINGS, GREY, RC, WIDTHS, save
@@ -118,6 +118,28 @@ def test_labels_of_points_cover_nothing_and_all_are_there(n: int, width: str) ->
     assert sorted(named) == sorted(point.label for point in one.points)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_long_titles_are_broken_and_cover_nothing(width: str) -> None:
+    long = "commonsense_147k/arc_challenge@generate-masked-384-beam4-32[:100]"
+    some = [replace(panel([1.0, 2.0], [0.1, 0.2]), column=f"{long}{i}") for i in range(4)]
+    lines = curves.Panel(f"a_model_of_135m, {long}", "x", "accuracy", (line_of("lora", [0.1, 0.2]),))
+    cells = heat.Heat(f"magnitude, {long}", ("attention.output.dense",) * 3, ("0", "1"), np.ones((3, 2)))
+    for made in (draw_points.draw(some, width), draw_curves.draw([lines] * 4, width), draw_heat.draw([cells] * 4, width)):
+        made.draw_without_rendering()
+        boxes = [ax._left_title.get_window_extent() for ax in made.axes]
+        whole = [made.bbox.width, made.bbox.height]
+        for box, ax in zip(boxes, made.axes, strict=True):
+            assert box.x0 >= 0 and box.x1 <= whole[0] and box.y1 <= whole[1] and long in ax.get_title(loc="left").replace("\n", "")
+        for one, other in combinations([(box.x0, box.y0, box.x1, box.y1) for box in boxes], 2):
+            assert not overlap(one, other)
+
+
+def test_titles_break_after_their_parts() -> None:
+    assert broken("minilm, glue/sst2@last", 14) == ["minilm, glue/", "sst2@last"]
+    assert broken("minilm, glue/sst2@last", 99) == ["minilm, glue/sst2@last"]
+    assert broken("abcdefgh", 3) == ["abc", "def", "gh"]
+
+
 def test_drawn_points_and_bars_are_the_data() -> None:
     one = panel([1e3, 1e5, 1e7, 0], [0.7, 0.9, 0.8, 0.6])
     ax = draw_points.draw([one], "page").axes[0]
@@ -153,6 +175,19 @@ def test_placed_boxes_are_clear_of_all(seed: int) -> None:
         assert not any(overlap(box, other) for other in taken)
         assert (box[2] - box[0], box[3] - box[1]) == pytest.approx(size)
         assert box[0] >= 0 and box[1] >= 0 and box[2] <= 600 and box[3] <= 600
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_to_labels_pass_no_other_mark(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    where = [tuple(point) for point in rng.normal(300, 12, (15, 2))]
+    marks = [(x - 3, y - 3, x + 3, y + 3) for x, y in where]
+    found = place(where, [(40.0, 12.0)] * 15, (0, 0, 600, 600), (), 2.0, marks)
+    assert sum(box is not None and bool(leader(box, point, 2.0)) for box, point in zip(found, where, strict=True)) > 2
+    for box, (x, y) in zip(found, where, strict=True):
+        others = [mark for mark in marks if not (mark[0] < x < mark[2] and mark[1] < y < mark[3])]
+        assert box is None or not any(overlap(step, mark) for step in leader(box, (x, y), 2.0) for mark in others)
+        assert box is None or not any(overlap(box, mark) for mark in marks)
 
 
 def test_a_label_without_room_is_none() -> None:

@@ -1,8 +1,8 @@
 """Where learning rates came from, and what may be ranked beside what, on SIMULATED records and the shipped search."""
 
+import math
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 
@@ -68,6 +68,17 @@ def test_the_best_of_the_tuned_rows_is_bold_and_an_untuned_one_beside_them_never
     said = "toy: not ranked beside tuned rows, since nobody searched for their learning rate: default (default), given (override)"
     assert said in made.footnotes
     assert "toy: tuned, but the search is not recorded (number of trials ?): tuned" in made.footnotes
+
+
+def test_a_mean_with_a_task_whose_rate_nobody_searched_for_is_not_ranked_beside_tuned_ones(tmp_path, recipes):
+    for method, origins in (("part", ("tuned", "default")), ("a", ("tuned", "tuned")), ("b", ("paper", "tuned"))):
+        for task, origin in zip("xy", origins, strict=True):
+            predictions = scores(method, 0, 0.9 if method == "part" else 0.8)
+            place = {"task": f"toy/{task}", "protocol": f"toy/{task}@heldout"}
+            record(tmp_path, f"{method}{task}", method, 0, predictions, origin=origin, recipe={"lr": 2e-3}, **place)
+    made = table(load(tmp_path), tmp_path, Layout(means={"both": ["x", "y"]}))
+    best = {name: [row.label for row in made.rows if row.cells[name].best] for name in made.rows[0].cells}
+    assert best["toy/x@heldout"] == ["part"] and best["toy/both-mean@heldout"] in (["a"], ["b"])
 
 
 def test_without_a_tuned_row_untuned_ones_are_ranked(tmp_path, recipes):
@@ -142,4 +153,4 @@ def test_the_shipped_recipes_tell_of_the_search_that_its_records_show():
 
 
 def test_a_frame_without_origins_has_no_tuning():
-    assert tuning.tunings(pd.DataFrame({"method": ["a"]})) == ()
+    assert tuning.tunings([("a", "m", "t", "b", math.nan, None)]) == ()
