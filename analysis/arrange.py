@@ -107,7 +107,9 @@ def _belongs(row: pd.Series, spec: RowSpec) -> bool:
 def _places(index: int, spec: ColumnSpec, made: Table, layout: PaperLayout) -> list[Place]:
     """The columns of the table that a column of the layout stands for; one without records where there is none."""
     if spec.mean:
-        found = [column for column in made.columns if column.name.partition("@")[0].rpartition("/")[2] == f"{spec.show}-mean"]
+        names = {column.name: column.name.partition("@") for column in made.columns}
+        own = f"{spec.show}-mean"
+        found = [c for c in made.columns if names[c.name][0].rpartition("/")[2] == own and fnmatchcase(names[c.name][2], spec.form)]
     else:
         named = [column for column in made.columns if fnmatchcase(column.name, spec.protocol or "") and not _is_mean(column, layout)]
         found = [column for column in named if spec.metric in (None, column.metric)]
@@ -117,7 +119,7 @@ def _places(index: int, spec: ColumnSpec, made: Table, layout: PaperLayout) -> l
 
 
 def _is_mean(column: Column, layout: PaperLayout) -> bool:
-    return any(spec.mean and column.name.partition("@")[0].endswith(f"{spec.show}-mean") for spec in layout.columns)
+    return any(spec.mean and column.name.partition("@")[0].rpartition("/")[2] == f"{spec.show}-mean" for spec in layout.columns)
 
 
 def _place(index: int, spec: ColumnSpec, column: Column, layout: PaperLayout, *, alone: bool) -> Place:

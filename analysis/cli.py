@@ -15,20 +15,15 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis import arranged_text, catalogue, claims, dashboard, formats, layouts, page_command, papers
+from analysis import arranged_text, catalogue, claims, compare_command, dashboard, formats, layouts, page_command, papers, reproduce, source
 from analysis.answers import Answers, answers
 from analysis.arrange import arrange
-from analysis.changes import BEFORE, with_changes
-from analysis.compare import Comparison, Samples, compare_with
 from analysis.d90 import d90
 from analysis.evidence import Evidence
 from analysis.export import export_records
 from analysis.layout import Layout, layout
-from analysis.load import load
-from analysis.means import with_means
 from analysis.page import page
 from analysis.plots import command as plots
-from analysis.stats import NotComparable, mcnemar
 from analysis.tables import Table, table
 from analysis.tune import picks
 from analysis.tune import write as write_picks
@@ -73,22 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--out", type=Path, help="write to this file")
     shown.add_argument("--paper", metavar="LAYOUT", help=f"in the rows and columns of a paper: {', '.join(layouts.slugs())}")
     page_command.options(_command(commands, "page", _page, "write one self-contained HTML file"))
-    viewed = _command(commands, "dashboard", _dashboard, "create a saved view of Weights & Biases for a sweep's runs")
+    viewed = _command(commands, "dashboard", _dashboard, "create a saved view of W&B for a sweep's runs", rows=False, mirrored=False)
     viewed.add_argument("--wandb", action="store_true", required=True, help="where the view is made (the offline one is: page)")
     viewed.add_argument("--project", default="parebench", help="as tracker.project (default: parebench)")
     viewed.add_argument("--entity", help="as tracker.entity (default: that of your key)")
     viewed.add_argument("--out", type=Path, help="write the view's JSON to this file instead of creating it; needs no network")
-    compared = _command(commands, "compare", _compare, "paired difference of two methods (or row labels)", sweep="--sweep")
-    compared.add_argument("a", help="method or row label")
-    compared.add_argument("b", help="method or row label that it is compared with")
-    compared.add_argument("--protocol", help="default: every protocol that both were measured on")
+    compare_command.add(commands)
     _command(commands, "answers", _answers, "per set of questions: accuracy with its interval, majority class, invalid answers")
     _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
-    exported = _command(commands, "export-records", _export, "copy records and predictions for committing")
+    exported = _command(commands, "export-records", _export, "copy records and predictions for committing", rows=False)
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
     tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
+    reproduce.add(commands)
     plots.add(commands)
     catalogue.add(commands)
     claimed = commands.add_parser("claims", help="published numbers beside ours, counted on architectures or looked up in records")
@@ -102,13 +95,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, sweep: str = "sweep"
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, sweep: str = "sweep", **kinds: bool
 ) -> argparse.ArgumentParser:
+    """A subcommand of a sweep; `kinds`: see `source.add`."""
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument(sweep, **({} if sweep.startswith("-") else {"nargs": "?"}), help="name of a sweep; default: all records")
-    command.add_argument("--store", type=Path, default=Path("runs"), help="folder of the records (default: runs)")
     command.add_argument("--variants", action="store_true", help="show every variant, the last checkpoint beside the selected one too")
-    command.set_defaults(run=run)
+    source.add(command, run, **kinds)
     return command
 
 
@@ -119,7 +112,7 @@ def _build(options: argparse.Namespace) -> Table:
 
 def _framed(options: argparse.Namespace) -> tuple[pd.DataFrame, Layout]:
     """The records that were asked for, and how their table is laid out."""
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     if not options.variants:
         frame = frame[frame["variant"] != LAST]
     sweeps = set(frame["sweep"].dropna())
@@ -150,7 +143,7 @@ def _format_of(out: Path | None) -> str:
 
 
 def _answers(options: argparse.Namespace) -> None:
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     found = answers(frame if options.variants else frame[frame["variant"] != LAST])
     shown = RichTable("questions", "form", "row", "n", "majority", "accuracy", "95 %", "invalid", "majority class", box=SIMPLE)
     for one in found:
@@ -165,7 +158,7 @@ def _answer_cells(one: Answers) -> list[str]:
 
 
 def _d90(options: argparse.Namespace) -> None:
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     found = d90(frame[frame["variant"] != LAST])
     if found.empty:
         raise UserError("d90 needs cells of intrinsic_dim and of full_ft on one model and task; run `parebench -m +sweeps=intrinsic_dim`")
@@ -179,7 +172,7 @@ def _page(options: argparse.Namespace) -> None:
     frame, shape = _framed(options)
     built = table(frame, options.store, shape, before=options.variants)
     text = page_command.report(built, frame, options.store, options.sweep, shape, _counter() if options.counts else None, options.argv)
-    _write(options.out or options.store / f"{options.sweep or 'report'}.html", text)
+    _write(options.out or source.home(options) / f"{options.sweep or 'report'}.html", text)
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -202,33 +195,6 @@ def _write(path: Path, text: str) -> None:
     Console(soft_wrap=True).print(Text(f"wrote {path}"))
 
 
-def _compare(options: argparse.Namespace) -> None:
-    frame = load(options.store, options.sweep)
-    if not options.variants:
-        frame = frame[frame["variant"] != LAST]
-    means = with_means(frame, layout(options.sweep).means)
-    whole, changes = with_changes(means.frame)
-    frame = whole if options.variants else whole[whole["variant"] != BEFORE]
-    known = sorted(set(frame["column"].dropna()))
-    if options.protocol not in (None, *known):
-        raise UserError(f"--protocol {options.protocol} is in no record; there are: {', '.join(known)}")
-    samples = Samples(whole, options.store, means.columns | changes)
-    found = compare_with(frame, samples, options.b, options.protocol, options.a)
-    if not found:
-        raise UserError(f"{options.a} and {options.b} were measured under no common protocol and model")
-    for comparison in found:
-        Console(soft_wrap=True).print(Text(formats.sentence(comparison, 4) + _exact(comparison, samples)))
-
-
-def _exact(comparison: Comparison, samples: Samples) -> str:
-    """McNemar's exact test where it applies: one seed pair of a 0/1 metric."""
-    try:
-        first, second = (samples.get(comparison.model, comparison.column, label) for label in (comparison.a, comparison.b))
-        return f"; McNemar exact p={mcnemar(first, second):.3f}"
-    except NotComparable:
-        return ""
-
-
 def _export(options: argparse.Namespace) -> None:
     cells = export_records(options.store, options.sweep, options.out)
     Console(soft_wrap=True).print(Text(f"copied {cells} cells to {options.out}"))
@@ -237,7 +203,7 @@ def _export(options: argparse.Namespace) -> None:
 def _tune(options: argparse.Namespace) -> None:
     if not options.sweep or bool(options.write) != bool(options.budget):
         raise UserError("give the name of a search sweep, and --budget together with --write; type parebench-report tune --help")
-    found = picks(load(options.store, options.sweep))
+    found = picks(source.frame(options))
     shown = RichTable(box=SIMPLE, pad_edge=False)
     for title in ("method", "model", "chosen", "trials (rate: metric on the selection rows)"):
         shown.add_column(title)

@@ -3,19 +3,23 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 
 from analysis import stats
 from analysis.load import DONE, predictions
 from analysis.metrics import LOG_SCALE, to_scale
+from analysis.packed import Packed
 from analysis.stats import NotComparable, Sample
 from methods.spec import UserError
 
 log = logging.getLogger(__name__)
 
+USED = ("model", "column", "label", "seed", "cell", "predictions", "metric", "value", "deterministic")
+"""Columns of the frame that a sample is made from."""
 REPRODUCED = 1e-6
 """Largest gap (on the comparison scale) between a recorded metric and the one recomputed from its predictions."""
 
@@ -45,32 +49,53 @@ class Samples:
     """Bootstrap samples of (model, column, label), each made once."""
 
     def __init__(self, frame: pd.DataFrame, store: Path, derived: Mapping[str, Derived] | None = None) -> None:
-        self.store, self.derived = store, derived or {}
-        done = frame[frame["status"] == DONE]
-        self.groups = {key: one_per_seed(group) for key, group in done.groupby(["model", "column", "label"])}
+        self.store, self.derived, self.packed = store, derived or {}, Packed(store)
+        done = frame.loc[frame["status"] == DONE, list(USED)].sort_values(["seed", "cell"])
+        self.groups: dict[tuple[str, str], dict[str, list[Any]]] = {}
+        for line in done.drop_duplicates(["model", "column", "label", "seed"]).itertuples(index=False):
+            self.groups.setdefault((line.model, line.column), {}).setdefault(line.label, []).append(line)
         self.made: dict[tuple[str, str, str], Sample | NotComparable] = {}
 
     def get(self, model: str, column: str, label: str) -> Sample:
         """The sample; raises `NotComparable` where the predictions cannot be read or do not give the recorded metric."""
         key = (model, column, label)
-        if key not in self.made:
+        if key not in self.made and column not in self.derived:
+            self.made |= {(model, column, name): made for name, made in self._measured(self.groups[model, column]).items()}
+        elif key not in self.made:
             try:
-                self.made[key] = self._derived(*key) if column in self.derived else self._make(self.groups[key], label)
-            except (NotComparable, UserError) as error:
-                self.made[key] = NotComparable(str(error))
+                self.made[key] = self._derived(*key)
+            except NotComparable as error:
+                self.made[key] = error
         made = self.made[key]
         if isinstance(made, NotComparable):
             raise made
         return made
 
-    def _make(self, group: pd.DataFrame, label: str) -> Sample:
-        metric = group["metric"].iloc[0]
-        tables = {int(row.seed): predictions(self.store, row.cell, row.predictions) for row in group.itertuples()}
-        made = stats.sample(label, metric, tables, bool(group["deterministic"].all()))
-        for seed, value, recorded in zip(made.seeds, made.values, group["value"], strict=True):
-            if abs(value - to_scale(metric, recorded)) > REPRODUCED:
-                raise NotComparable(f"{label}: the predictions of seed {seed} give {metric} {value:.6f}, recorded is {recorded:.6f}")
-        return made
+    def _measured(self, rows: dict[str, list[Any]]) -> dict[str, Sample | NotComparable]:
+        """The samples of all rows of a column, or why there is none."""
+        metric = next(iter(rows.values()))[0].metric
+        try:
+            made = self._sampled(metric, rows, self._numbers)
+        except KeyError:  # a metric of texts, which are not packed
+            made = self._sampled(metric, rows, partial(predictions, self.store))
+        return {label: one if isinstance(one, NotComparable) else _checked(one, metric, rows[label]) for label, one in made.items()}
+
+    def _sampled(
+        self, metric: str, rows: dict[str, list[Any]], read: Callable[[str, str], stats.Predictions]
+    ) -> dict[str, Sample | NotComparable]:
+        found: dict[str, Sample | NotComparable] = {}
+        tables: dict[str, tuple[dict[int, stats.Predictions], bool]] = {}
+        for label, lines in rows.items():
+            try:
+                by_seed = {int(line.seed): read(line.cell, line.predictions) for line in lines}
+                tables[label] = by_seed, all(line.deterministic for line in lines)
+            except UserError as error:
+                found[label] = NotComparable(str(error))
+        return found | stats.samples(metric, tables)
+
+    def _numbers(self, cell: str, file: str) -> stats.Predictions:
+        packed = self.packed.get(cell, file)
+        return predictions(self.store, cell, file) if packed is None else packed
 
     def _derived(self, model: str, column: str, label: str) -> Sample:
         return self.derived[column].sample(lambda part, whose: self.get(model, part, whose), label)
@@ -84,6 +109,15 @@ class Samples:
             except NotComparable as error:
                 log.warning("%s", error)
         return found
+
+
+def _checked(made: Sample, metric: str, lines: list[Any]) -> Sample | NotComparable:
+    """The sample, if its predictions give the recorded metric."""
+    for line, value in zip(lines, made.values, strict=True):
+        if abs(value - to_scale(metric, line.value)) > REPRODUCED:
+            why = f"the predictions of seed {line.seed} give {metric} {value:.6f}, recorded is {line.value:.6f}"
+            return NotComparable(f"{made.label}: {why}")
+    return made
 
 
 def one_per_seed(group: pd.DataFrame) -> pd.DataFrame:

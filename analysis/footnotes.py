@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.load import DONE
+
+SCHEMAS = re.compile(r"record schema \S+ is not \d+")
+"""What `harness.record.from_json` says of a record of another schema."""
 
 if TYPE_CHECKING:
     from analysis.tables import Row
@@ -17,11 +22,11 @@ if TYPE_CHECKING:
 def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     """What a reader must know beside the numbers, each sentence once."""
     done = frame[frame["status"] == DONE]
-    damaged = [f"cell {cell} is damaged and was not read" for cell in frame.attrs.get("damaged", [])]
+    done.attrs = {}  # pandas would copy them for every group
     notes = (
         _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _in_domain(done),
         _made_from(done),
-        _mixed_numerics(done), _duplicates(done), damaged,
+        _mixed_numerics(done), _duplicates(done), _stale(done), _unread(frame.attrs.get("unread", {})),
     )  # fmt: skip
     return [note for some in notes for note in some]
 
@@ -81,6 +86,11 @@ def _in_domain(done: pd.DataFrame) -> Iterable[str]:
             yield from (f"{name}: {label} was {verb} on {text}, of the domain of the column" for text in near)
 
 
+def distinct(blocks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Blocks of a record without repetitions, in the order in which they first come."""
+    return list({json.dumps(block, sort_keys=True): block for block in blocks}.values())
+
+
 def _family(dataset: str) -> str:
     """`wikitext2` of `wikitext2_v1`."""
     return dataset.partition("_")[0]
@@ -99,14 +109,32 @@ def _made_from(done: pd.DataFrame) -> Iterable[str]:
 
 def _mixed_numerics(done: pd.DataFrame) -> Iterable[str]:
     for name, group in done.groupby("column"):
-        blocks = [pd.json_normalize(block).iloc[0] for block in group["numerics"]]
+        blocks = [block for _, block in pd.json_normalize(distinct(group["numerics"])).iterrows()]
         differing = [key for key in blocks[0].index if len({repr(block.get(key)) for block in blocks}) > 1 and key != "precision"]
         if differing:
             yield f"{name}: cells ran under different {', '.join(differing)}"
 
 
 def _duplicates(done: pd.DataFrame) -> Iterable[str]:
-    for (model, name, label, seed), group in done.groupby(["model", "column", "label", "seed"]):
-        if len(group) > 1:
-            used, *left_out = sorted(group["cell"])
-            yield f"{label}, {model}, {name}, seed {seed}: several records; {used} is shown, {', '.join(left_out)} left out"
+    key = ["model", "column", "label", "seed"]
+    for (model, name, label, seed), group in done.loc[done.duplicated(key, keep=False), [*key, "cell"]].groupby(key):
+        used, *left_out = sorted(group["cell"])
+        yield f"{label}, {model}, {name}, seed {seed}: several records; {used} is shown, {', '.join(left_out)} left out"
+
+
+def _stale(done: pd.DataFrame) -> Iterable[str]:
+    """Records that today's code did not make, together where the reason is the same."""
+    if "stale" not in done:
+        return
+    for why, group in done[done["stale"] != ""].drop_duplicates("cell").groupby("stale", sort=False):
+        records = group.groupby("method")["cell"].nunique()
+        named = ", ".join(f"{method} ({number})" for method, number in records.items())
+        first, *others = why.split("; ")
+        more = f" (and {len(others)} more)" if others else ""
+        yield f"made by other code than today's: the records of {named}, since {first}{more}"
+
+
+def _unread(cells: Mapping[str, str]) -> Iterable[str]:
+    for cell, why in cells.items():
+        schema = SCHEMAS.search(why)
+        yield f"cell {cell} was not read: its {schema[0]}" if schema else f"cell {cell} is damaged and was not read"

@@ -101,10 +101,11 @@ def sentence(comparison: Comparison, decimals: int) -> str:
     value, low, high = (f"{v:.{decimals}f}" if comparison.ratio else f"{v:+.{decimals}f}" for v in scaled)
     seeds = "1 seed" if found.seeds == 1 else f"{found.seeds} seeds"
     shown = f"{TIMES if comparison.ratio else ''}{value} [{low}, {high}]"
-    return f"{head}{shown}, n={seeds} x {found.examples} examples, {_p(found.p)} ({found.how})"
+    return f"{head}{shown}, n={seeds} x {found.examples} examples, {p_value(found.p)} ({found.how})"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """`p=0.012`, or `p<0.001`."""
     return "p<0.001" if value < 0.001 else f"p={value:.3f}"
 
 
@@ -122,7 +123,7 @@ def ranked(across: Across) -> Grid:
     found = across.ranking
     groups = "; ".join(f"{{{', '.join(group)}}}" for group in found.groups) or "none"
     tasks = ", ".join(task.removesuffix(f"@{across.form}") for task in found.tasks)
-    test = "" if found.p is None else f"Friedman {_p(found.p)}; "
+    test = "" if found.p is None else f"Friedman {p_value(found.p)}; "
     caption = (
         f"{across.model}, {len(found.tasks)} tasks @{across.form} ({tasks}): {test}critical difference of mean ranks "
         f"{found.critical_difference:.2f} (Nemenyi, 5 %), not told apart by it: {groups}; wins, ties and losses against each other row "

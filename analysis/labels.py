@@ -1,7 +1,7 @@
 """Names of table rows: the method, and the settings in which rows of the same method differ."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,30 +19,30 @@ def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
     being another row); and the variant where it is not `main`.
     """
     frame = frame.copy()
-    labels = pd.Series("", index=frame.index, dtype=object)
-    for method, group in frame.groupby("method"):
-        own = [key for key in frame if key.startswith("method.") and _differs(group[key])]
-        settings = group.apply(lambda row, own=own: _settings(row, own), axis=1)
-        labels[group.index] = [_label(method, parts) for parts in settings]
+    own = [key for key in frame if key.startswith("method.")]
     other = [key for key in frame if key.startswith(("recipe.", "corpus.", "calibration."))] + ["budget", "precision"]
-    for _, group in frame.groupby([labels, "model", "protocol"], dropna=False):
-        # A failed cell knows only the recipe values that it was given, so it does not decide which ones differ.
-        keys = [key for key in other if _differs(group[group["status"] == "done"][key])]
-        if keys:
-            labels[group.index] = [_extended(labels[i], _settings(row, keys)) for i, row in group.iterrows()]
+    by_method = frame.groupby("method").ngroup()
+    labels = [_label(*pair) for pair in zip(frame["method"], _settings(frame, own, by_method, by_method >= 0), strict=True)]
+    by_row = frame.groupby([pd.Series(labels, frame.index), "model", "protocol"], dropna=False).ngroup()
+    # A failed cell knows only the recipe values that it was given, so it does not decide which ones differ.
+    more = _settings(frame, other, by_row, frame["status"] == "done")
+    named = pd.Series([_extended(*pair) for pair in zip(labels, more, strict=True)], frame.index, dtype=object)
     variants = frame["variant"].fillna("main")
-    frame["label"] = labels.where(variants == "main", labels + " [" + variants.astype(str) + "]")
+    frame["label"] = named.where(variants == "main", named + " [" + variants.astype(str) + "]")
     return frame
 
 
-def _differs(values: pd.Series) -> bool:
-    return values.nunique(dropna=False) > 1
+def _settings(frame: pd.DataFrame, keys: Sequence[str], group: pd.Series, deciding: pd.Series) -> list[list[str]]:
+    """Per row its values of the keys that differ among the deciding rows of its group, as text, switches after values."""
+    differ = frame.loc[deciding, list(keys)].groupby(group[deciding]).nunique(dropna=False) > 1
+    used = {number: tuple(key for key, yes in zip(keys, line, strict=True) if yes) for number, *line in differ.itertuples(name=None)}
+    values = {key: frame[key].tolist() for key in {key for some in used.values() for key in some}}
+    return [_texts({key: values[key][i] for key in used.get(number, ())}) for i, number in enumerate(group)]
 
 
-def _settings(row: pd.Series, keys: Iterable[str]) -> list[str]:
-    """The settings as text, switches after values."""
-    keys = sorted(keys, key=lambda key: isinstance(row[key], bool | np.bool_))
-    return [text for key in keys if (text := _setting(key.partition(".")[2] or key, row[key]))]
+def _texts(settings: Mapping[str, Any]) -> list[str]:
+    keys = sorted(settings, key=lambda key: isinstance(settings[key], bool | np.bool_))
+    return [text for key in keys if (text := _setting(key.partition(".")[2] or key, settings[key]))]
 
 
 def _setting(key: str, value: Any) -> str:

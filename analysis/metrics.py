@@ -5,7 +5,7 @@ per-example columns of shape (n,), and returns the metric of every resample, sha
 metric is undefined (one class only, no variance) counts as 0, as scikit-learn does for F1 and Matthews.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ Metric = Callable[[Array, Columns], Array]
 
 def mean_score(weights: Array, columns: Columns) -> Array:
     """Mean of `score`: accuracy, exact match and every other metric that is a mean over examples."""
-    return weights @ columns["score"] / weights.sum(axis=1)
+    return (weights @ columns["score"]) / weights.sum(axis=1, keepdims=columns["score"].ndim > 1)
 
 
 def log_perplexity(weights: Array, columns: Columns) -> Array:
@@ -99,6 +99,13 @@ LOG_SCALE = frozenset({"perplexity", "word_perplexity"})
 def metric_function(name: str) -> Metric:
     """The function of a metric; anything not in `METRICS` is the mean of `score`."""
     return METRICS.get(name, mean_score)
+
+
+def evaluated(name: str, weights: Array, runs: Sequence[Columns]) -> Array:
+    """A metric of several runs on the same resamples, shape (runs, draws); means of scores as one matrix product."""
+    if metric_function(name) is mean_score:
+        return mean_score(weights, {"score": np.stack([run["score"] for run in runs], axis=1)}).T
+    return np.stack([metric_function(name)(weights, run) for run in runs])
 
 
 def to_scale(name: str, value: float) -> float:

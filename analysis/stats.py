@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
 
-from analysis.metrics import Array, metric_function
+from analysis.metrics import Array, Columns, evaluated
 
 ENOUGH_SEEDS = 5
 DRAWS = 2000
@@ -78,6 +77,10 @@ class Difference:
     """`hierarchical bootstrap`, `pooled seed variance` or `examples only` (no seed spread is known)."""
 
 
+Predictions = Mapping[str, ArrayLike]
+"""A per-example table by its columns (a data frame is one); they are as in `harness.record.Result.predictions`."""
+
+
 @lru_cache(maxsize=2)
 def resamples(n: int, draws: int) -> NDArray[np.uint16]:
     """Counts of each of `n` examples in each resample, shape (draws, n); the same for every call with the same sizes."""
@@ -88,37 +91,64 @@ def resamples(n: int, draws: int) -> NDArray[np.uint16]:
     return counts
 
 
-def sample(label: str, metric: str, predictions: Mapping[int, pd.DataFrame], deterministic: bool = False) -> Sample:
-    """Bootstrap one row: `predictions` maps a seed to its per-example table (columns as in `harness.record.Result`)."""
-    tables = {seed: _by_example(predictions[seed]) for seed in sorted(predictions)}
-    examples = next(iter(tables.values()))[0]
-    for seed, (found, _) in tables.items():
-        if found != examples:
-            raise NotComparable(f"{label}: seed {seed} was not measured on the same examples as the other seeds")
-    values, draws = zip(*(_bootstrap(metric, columns) for _, columns in tables.values()), strict=True)
-    scores = np.stack([columns["score"].astype(float) for _, columns in tables.values()])
-    return Sample(label, tuple(tables), np.array(values), np.stack(draws), examples, deterministic, scores)
+def sample(label: str, metric: str, predictions: Mapping[int, Predictions], deterministic: bool = False) -> Sample:
+    """Bootstrap one row: `predictions` maps a seed to its per-example table."""
+    made = samples(metric, {label: (predictions, deterministic)})[label]
+    if isinstance(made, NotComparable):
+        raise made
+    return made
 
 
-def _by_example(table: pd.DataFrame) -> tuple[tuple[str, ...], dict[str, NDArray]]:
-    """Example keys in order, repeated documents numbered so that two methods' rows pair up, and the columns in that order."""
+def samples(metric: str, rows: Mapping[str, tuple[Mapping[int, Predictions], bool]]) -> dict[str, Sample | NotComparable]:
+    """Bootstrap rows of one column at once: label -> predictions by seed, deterministic; as `sample`, or why there is none."""
+    found: dict[str, Sample | NotComparable] = {}
+    aligned: dict[int, list[tuple[str, tuple[str, ...], dict[int, Columns]]]] = {}
+    for label, (predictions, _) in rows.items():
+        tables = {seed: _by_example(predictions[seed]) for seed in sorted(predictions)}
+        examples = next(iter(tables.values()))[0]
+        if other := [seed for seed, (keys, _) in tables.items() if keys != examples]:
+            found[label] = NotComparable(f"{label}: seed {other[0]} was not measured on the same examples as the other seeds")
+        else:
+            aligned.setdefault(len(examples), []).append((label, examples, {seed: columns for seed, (_, columns) in tables.items()}))
+    for same in aligned.values():
+        values, draws = _bootstrap(metric, [columns for _, _, seeds in same for columns in seeds.values()])
+        end = np.cumsum([len(seeds) for _, _, seeds in same])
+        for (label, examples, seeds), stop in zip(same, end, strict=True):
+            own = slice(stop - len(seeds), stop)
+            scores = np.stack([columns["score"].astype(float) for columns in seeds.values()])
+            found[label] = Sample(label, tuple(seeds), values[own], draws[own], examples, rows[label][1], scores)
+    return found
+
+
+def _by_example(table: Predictions) -> tuple[tuple[str, ...], dict[str, NDArray]]:
+    """Example keys in order, and the columns in that order."""
+    keys, order = _in_order(tuple(map(str, table["example"])))
+    return keys, {name: np.asarray(table[name])[order] for name in table if name != "example"}
+
+
+@lru_cache(maxsize=64)
+def _in_order(examples: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    """Keys of examples, repeated documents numbered so that two methods' rows pair up: sorted, and where each stands."""
     seen: Counter[str] = Counter()
     keys = []
-    for example in table["example"].astype(str):
+    for example in examples:
         keys.append(f"{example}#{seen[example]}")
         seen[example] += 1
     order = np.argsort(keys)
-    columns = {name: table[name].to_numpy()[order] for name in table if name != "example"}
-    return tuple(keys[i] for i in order), columns
+    return tuple(keys[i] for i in order), order
 
 
-def _bootstrap(metric: str, columns: dict[str, NDArray]) -> tuple[float, Array]:
-    function, n = metric_function(metric), len(columns["score"])
-    whole = function(np.ones((1, n)), columns)[0]
+def _bootstrap(metric: str, seeds: Sequence[Columns]) -> tuple[Array, Array]:
+    """The metric of each seed on all examples, shape (seeds,), and on each resample, shape (seeds, draws)."""
+    n = len(seeds[0]["score"])
+    whole = evaluated(metric, np.ones((1, n)), seeds)[:, 0]
     step = max(1, CHUNK // n)
-    counts = resamples(n, DRAWS)
-    pieces = [function(counts[at : at + step].astype(float), columns) for at in range(0, DRAWS, step)]
-    return float(whole), np.concatenate(pieces)
+    return whole, np.concatenate([evaluated(metric, _counts(n, DRAWS, at, at + step), seeds) for at in range(0, DRAWS, step)], axis=1)
+
+
+@lru_cache(maxsize=2)
+def _counts(n: int, draws: int, start: int, stop: int) -> Array:
+    return resamples(n, draws)[start:stop].astype(float)
 
 
 def pooled_seed_variance(column: Sequence[Sample]) -> SeedVariance | None:
@@ -169,7 +199,7 @@ def _difference(a: Sample, b: Sample, seeds: int, value: float, low: float, high
 def _symmetric(value: float, v_x: float, v_s: float, df_s: int) -> tuple[float, float, float, float]:
     """Estimate, interval and p value from the example variance and a seed variance known with `df_s` degrees of freedom."""
     error, df = math.sqrt(v_x + v_s), satterthwaite(v_x, v_s, df_s)
-    half = stats.t.ppf(0.5 + LEVEL / 2, df) * error
+    half = special.stdtrit(df, 0.5 + LEVEL / 2) * error
     return value, value - half, value + half, _p_value(value, error, df)
 
 
@@ -181,7 +211,7 @@ def satterthwaite(v_x: float, v_s: float, df_s: float) -> float:
 def _p_value(value: float, error: float, df: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return 2 * stats.t.sf(abs(value) / error, df)
+    return 2 * special.stdtr(df, -abs(value) / error)
 
 
 def _hierarchical(values: Array, draws: Array) -> tuple[float, float, float, float]:
@@ -193,16 +223,20 @@ def _hierarchical(values: Array, draws: Array) -> tuple[float, float, float, flo
     Hesterberg (2015, "What Teachers Should Know About the Bootstrap").
     """
     n, total = draws.shape
-    generator = np.random.default_rng([n, total, 1])
-    weights = generator.multinomial(n, np.full(n, 1 / n), size=total) / n
-    resampled = (weights * draws.T).sum(axis=1)
+    resampled = (_seed_weights(n, total) * draws.T).sum(axis=1)
     v_x, v_s = draws.mean(axis=0).var(ddof=1), values.var(ddof=1) / n
     error, df = math.sqrt(v_x + v_s), satterthwaite(v_x, v_s, n - 1)
     spread = resampled.std(ddof=1)
-    k = max(1.0, stats.t.ppf(0.5 + LEVEL / 2, df) * error / (stats.norm.ppf(0.5 + LEVEL / 2) * spread)) if spread > 0 else 1.0
+    k = max(1.0, special.stdtrit(df, 0.5 + LEVEL / 2) * error / (special.ndtri(0.5 + LEVEL / 2) * spread)) if spread > 0 else 1.0
     value = values.mean()
     low, high = value + k * (np.quantile(resampled, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]) - value)
     return value, low, high, _p_value(value, error, df)
+
+
+@lru_cache(maxsize=8)
+def _seed_weights(n: int, total: int) -> Array:
+    """Share of each of `n` seeds in each resample, shape (total, n)."""
+    return np.random.default_rng([n, total, 1]).multinomial(n, np.full(n, 1 / n), size=total) / n
 
 
 def minimum_detectable_difference(column: Sequence[Sample], pooled: SeedVariance | None) -> float | None:
@@ -220,7 +254,7 @@ def minimum_detectable_difference(column: Sequence[Sample], pooled: SeedVariance
     v_x = float(np.median(variance_of_differences(np.stack([row.draws.mean(axis=0) for row in comparable]))[pairs]))
     v_s = 2 * pooled.value / min(len(row.seeds) for row in random) if random and pooled else 0.0
     df = satterthwaite(v_x, v_s, pooled.df if pooled else 1)
-    return float((stats.t.ppf(0.5 + LEVEL / 2, df) + stats.t.ppf(POWER, df)) * math.sqrt(v_x + v_s))
+    return float((special.stdtrit(df, 0.5 + LEVEL / 2) + special.stdtrit(df, POWER)) * math.sqrt(v_x + v_s))
 
 
 def variance_of_differences(rows: Array) -> Array:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis import stats
 from analysis.changes import BEFORE, interval, with_changes
-from analysis.compare import Comparison, Samples, compare_with, one_per_seed
-from analysis.footnotes import footnotes
+from analysis.compare import Comparison, Samples, compare_with
+from analysis.footnotes import distinct, footnotes
 from analysis.layout import Layout
 from analysis.load import DONE
 from analysis.means import with_means
@@ -22,6 +22,11 @@ from analysis.stats import NotComparable, Sample
 from analysis.tuning import Tuning, leaky, notes, rankable, tunings
 
 CHANGES = "after-before: the finished model minus the model as loaded, with its 95 % interval, paired per example"
+SHOWN = (
+    "model", "label", "column", "status", "reason", "seed", "cell", "value", "deterministic", "trainable_method", "trainable_head", "total",
+    "sparsity_prunable", "bytes", "bytes_shipped", "seconds", "flops", "peak_memory", "method", "task", "budget", "rate", "origin",
+)  # fmt: skip
+"""Columns of the frame that rows are made from; `rate` is `recipe.lr`."""
 MEDIANS = "numbers are medians over the seeds, not means; what is best or tied is decided on the means"
 
 
@@ -190,7 +195,8 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout, *, before: bool = Fa
     measured, frame = (part if before else part[part["variant"] != BEFORE] for part in (frame, whole))
     names = list(dict.fromkeys(frame["column"].dropna().sort_values()))
     median = layout.center == "median"
-    rows = [_row(model, label, group, names, measured, median) for (model, label), group in frame.groupby(["model", "label"])]
+    own = lines(measured)
+    rows = [_row(*key, group, names, own.get(key, []), median) for key, group in sorted(lines(frame).items())]
     problems: list[str] = [*means.notes, *([CHANGES] if changes else []), *([MEDIANS] if median else [])]
     for name in names:
         for model in dict.fromkeys(row.model for row in rows):
@@ -204,38 +210,61 @@ def table(frame: pd.DataFrame, store: Path, layout: Layout, *, before: bool = Fa
     return Table(layout.title, layout.heading, columns, rows, comparisons, said, _versions(measured), rankings)
 
 
-def _row(model: str, label: str, group: pd.DataFrame, names: list[str], measured: pd.DataFrame, median: bool) -> Row:
-    cells = {name: replace(_cell(group[group["column"] == name]), median=median, leaky=leaky(name)) for name in names}
-    own = measured[(measured["model"] == model) & (measured["label"] == label) & (measured["status"] == DONE)]
-    return Row(model, label, cells, _costs(own))
+def lines(frame: pd.DataFrame) -> dict[tuple[str, str], list[Any]]:
+    """(model, label) -> its lines of the frame as named tuples of `SHOWN`: with thousands of cells a data frame of each is slow."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for line in frame.rename(columns={"recipe.lr": "rate"}).reindex(columns=list(SHOWN)).itertuples(index=False, name="Line"):
+        found.setdefault((line.model, line.label), []).append(line)
+    return found
 
 
-def _cell(group: pd.DataFrame) -> Cell:
-    done = one_per_seed(group[group["status"] == DONE])
+def _row(model: str, label: str, group: list[Any], names: list[str], measured: list[Any], median: bool) -> Row:
+    cells = {name: replace(_cell([line for line in group if line.column == name]), median=median, leaky=leaky(name)) for name in names}
+    return Row(model, label, cells, _costs([line for line in measured if line.status == DONE]))
+
+
+def _cell(group: list[Any]) -> Cell:
+    ordered = sorted((line for line in group if line.status == DONE), key=lambda line: (line.seed, line.cell))
+    done = list({line.seed: line for line in reversed(ordered)}.values())[::-1]
     costs = _costs(done)
-    if group.empty:
+    if not group:
         return Cell((), 0, False, costs, "not run")
-    skipped = group[group["status"] == "skipped"]
-    if done.empty and not skipped.empty:
-        return Cell((), 0, False, costs, f"skipped: {skipped['reason'].iloc[0]}")
-    failed = group[~group["status"].isin([DONE, "skipped"]) & ~group["seed"].isin(done["seed"])]
-    deterministic = not done.empty and bool(done["deterministic"].all())
-    attempted, missing = len(done) + failed["seed"].nunique(), ", ".join(sorted(set(failed["status"])))
-    return Cell(tuple(done["value"]), attempted, deterministic, costs, missing, tuning=tunings(done))
+    skipped = [line.reason for line in group if line.status == "skipped"]
+    if skipped and not done:
+        return Cell((), 0, False, costs, f"skipped: {skipped[0]}")
+    seeds = {line.seed for line in done}
+    failed = [line for line in group if line.status not in (DONE, "skipped") and line.seed not in seeds]
+    deterministic = bool(done) and all(line.deterministic for line in done)
+    attempted, missing = len(done) + len({line.seed for line in failed}), ", ".join(sorted({line.status for line in failed}))
+    tuning = tunings((line.method, line.model, line.task, line.budget, line.rate, line.origin) for line in done)
+    return Cell(tuple(line.value for line in done), attempted, deterministic, costs, missing, tuning=tuning)
 
 
-def _costs(done: pd.DataFrame) -> Costs:
-    parts = (
-        done["trainable_method"], 100 * done["trainable_method"] / done["total"], 100 * done["trainable_head"] / done["total"],
-        100 * done["sparsity_prunable"], done["bytes"], done["bytes_shipped"], done["seconds"],
-        done["flops"], done["peak_memory"],
+def _costs(done: list[Any]) -> Costs:
+    def known(key: str) -> Span | None:
+        return _span([getattr(line, key) for line in done])
+
+    def percent(key: str) -> Span | None:
+        return _span([_share(getattr(line, key), line.total) for line in done])
+
+    zeros = _span([_share(line.sparsity_prunable, 1) for line in done])
+    return Costs(
+        known("trainable_method"), percent("trainable_method"), percent("trainable_head"), zeros,
+        *map(known, ("bytes", "bytes_shipped", "seconds", "flops", "peak_memory")),
     )  # fmt: skip
-    return Costs(*map(_span, parts))
 
 
-def _span(values: pd.Series) -> Span | None:
-    values = pd.to_numeric(values).dropna()
-    return Span(float(values.min()), float(values.mean()), float(values.max())) if len(values) else None
+def _missing(value: float | None) -> bool:
+    return value is None or value != value  # NaN
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if _missing(part) or _missing(whole) else 100 * part / whole
+
+
+def _span(values: list[float | None]) -> Span | None:
+    known = [float(value) for value in values if not _missing(value)]
+    return Span(min(known), statistics.fmean(known), max(known)) if known else None
 
 
 def _mark(model: str, name: str, rows: list[Row], frame: pd.DataFrame, samples: Samples, problems: list[str]) -> None:
@@ -323,5 +352,5 @@ def _detectable(name: str, model: str, rows: list[Row], samples: Samples) -> flo
 
 
 def _versions(frame: pd.DataFrame) -> list[str]:
-    blocks = pd.json_normalize(frame[frame["status"] == DONE]["numerics"].tolist())
+    blocks = pd.json_normalize(distinct(frame[frame["status"] == DONE]["numerics"]))
     return [f"{name.removeprefix('packages.')} {', '.join(sorted(set(map(str, blocks[name].dropna()))))}" for name in blocks]

@@ -68,13 +68,9 @@ def searched(source: str) -> Search | None:
     return Search(int(found["trials"]), found["rates"].endswith(EDGE), found["sweep"], seeds)
 
 
-def tunings(cells: pd.DataFrame) -> tuple[Tuning, ...]:
-    """What the learning rates of some rows of `analysis.load.load` came from, each once; empty where there is none."""
-    if "recipe.lr" not in cells or "origin" not in cells:
-        return ()
-    known = cells[cells["origin"].notna()]
-    keys = known[["method", "model", "task", "budget", "recipe.lr", "origin"]].drop_duplicates()
-    return tuple(dict.fromkeys(_tuning(*key) for key in keys.itertuples(index=False)))
+def tunings(rates: Iterable[tuple[str, str, str, str, float, str]]) -> tuple[Tuning, ...]:
+    """What learning rates came from, each once; `rates`: method, model, task, budget, rate, origin of cells (missing: there is none)."""
+    return tuple(dict.fromkeys(_tuning(*rate) for rate in dict.fromkeys(rates) if not pd.isna(rate[-1])))
 
 
 @cache
@@ -156,8 +152,10 @@ def _unrecorded(rows: Sequence["Row"]) -> Iterator[str]:
 
 
 def _reused_seeds(measured: pd.DataFrame) -> Iterator[str]:
-    for (model, label), group in measured[measured["status"] == DONE].groupby(["model", "label"]):
-        used = {seed for tuning in tunings(group) if tuning.search for seed in tuning.search.seeds}
+    keys = ["method", "model", "task", "budget", "recipe.lr", "origin"]
+    done = measured[measured["status"] == DONE].reindex(columns=["label", "seed", *keys])
+    for (model, label), group in done[done["origin"] == TUNED].groupby(["model", "label"]):
+        used = {seed for tuning in tunings(group[keys].itertuples(index=False, name=None)) if tuning.search for seed in tuning.search.seeds}
         if shared := sorted(used & set(map(int, group["seed"]))):
             yield f"{label}, {model}: reported on seed {', '.join(map(str, shared))}, on which its search ran too"
 

@@ -162,6 +162,12 @@ def table(record: Record) -> list[list[Any]]:
     return [[r.protocol, r.variant, name, float(value), r.n] for r in record.results for name, value in r.metrics.items()]
 
 
+def files_of(record: Record) -> list[str]:
+    """The record, its predictions and what else it vouches for, relative to the store: what a table is made from."""
+    names = dict.fromkeys(["record.json", *record.files, *(result.predictions for result in record.results)])
+    return [f"{record.cell}/{name}" for name in names]
+
+
 def numbers(tree: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """The numeric leaves of nested dicts, with their keys joined by slashes."""
     return ((path, value) for path, value in leaves("", tree) if isinstance(value, int | float) and not isinstance(value, bool))

@@ -232,6 +232,7 @@ class Mirror:
         if title is not None:
             record = one.attempt.record
             rows = runview.table(record) if record else []
+            one.run.attach(self.store.root.absolute(), runview.files_of(record) if record else ())
             one.run.finish(title, runview.summary(one.attempt, ending), rows, ending.code)
         if complete:
             self._note(one, ending.status)

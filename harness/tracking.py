@@ -1,5 +1,6 @@
 """The one file that knows wandb. It is imported by the mirror's own process only: neither a cell nor the dispatcher imports wandb."""
 
+import glob
 import math
 import os
 import shutil
@@ -7,7 +8,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,12 @@ class Run:
         with _translated():
             self._define(row)
             self.handle.log(row, step=number)
+
+    def attach(self, store: Path, files: Iterable[str]) -> None:
+        """Give the run files of the store, under the paths that they have there: `parebench-report` reads them as the records."""
+        with _translated():
+            for file in files:
+                self.handle.save(glob.escape(str(store / file)), base_path=str(store), policy="now")
 
     def finish(self, title: Title, summary: dict[str, Any], table: list[list[Any]], code: int) -> None:
         """Write everything that the end of a cell brings, and close the run; raises `Unavailable` where it was not all sent."""

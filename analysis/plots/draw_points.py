@@ -1,6 +1,7 @@
 """Draw panels of points: error bars, the Pareto front, a label at each point or, where they do not fit, a number and a key."""
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from analysis.plots.draw import frame_of, freeze, grid, hide_rest, note, over, s
 from analysis.plots.placing import NEAR, Box, nearest, place
 from analysis.plots.points import Panel, Point
 from analysis.plots.style import COLOURS, GREY, RC, SMALL, figure
+
+log = logging.getLogger(__name__)
 
 WIDE = 20.0
 """Ratio of costs from which the axis is logarithmic."""
@@ -41,6 +44,10 @@ def draw(panels: Sequence[Panel], width: str, *, front: bool = True) -> Figure:
             note(made, width, f"{text}. {', '.join(f'{number} {name}'.replace(' ', HARD) for name, number in key.items())}")
             made.draw_without_rendering()
             boxes = [_place(ax, own, at, panel, front) for ax, own, at, panel in zip(axes, names, places, panels, strict=False)]
+            for i in (i for i in crowded if None in boxes[i]):
+                boxes[i] = _place(axes[i], names[i], places[i], panels[i], front, strict=False)
+                if left := boxes[i].count(None):
+                    log.warning("%s, %s: %d points have no room for their numbers; draw fewer", panels[i].model, panels[i].column, left)
         freeze(made)
         for ax, own, found, at, panel in zip(axes, names, boxes, places, panels, strict=False):
             _write(ax, own, found, at, panel, front)
@@ -105,18 +112,22 @@ def _tick(value: float, zero: float, has_zero: bool, units: EngFormatter) -> str
     return units(value)
 
 
-def _place(ax: Axes, names: list[str], at: list[tuple[float, float]], panel: Panel, front: bool) -> list[Box | None]:
+def _place(
+    ax: Axes, names: list[str], at: list[tuple[float, float]], panel: Panel, front: bool, *, strict: bool = True
+) -> list[Box | None]:
+    """Where the labels go; only where it is not `strict` a line to a label may pass another point."""
     made = ax.figure
     unit = made.dpi / 72
     pixels = [tuple(map(float, ax.transData.transform(where))) for where in at]
     sizes = [text_size(made, name, SMALL) for name in names]
-    taken = [(x - 2.6 * unit, y - 2.6 * unit, x + 2.6 * unit, y + 2.6 * unit) for x, y in pixels]
+    marks = [(x - 2.6 * unit, y - 2.6 * unit, x + 2.6 * unit, y + 2.6 * unit) for x, y in pixels]
+    taken = [] if strict else list(marks)
     taken += [bar for where, point in zip(at, panel.points, strict=True) for bar in _bars(ax, where, point)]
     if front:
         on = sorted(pixel for pixel, point in zip(pixels, panel.points, strict=True) if point.front)
         taken += [(a[0], a[1] - 0.5, b[0], a[1] + 0.5) for a, b in itertools.pairwise(on)]
         taken += [(b[0] - 0.5, min(a[1], b[1]), b[0] + 0.5, max(a[1], b[1])) for a, b in itertools.pairwise(on)]
-    return place(pixels, sizes, frame_of(ax), taken, unit)
+    return place(pixels, sizes, frame_of(ax), taken, unit, marks if strict else ())
 
 
 def _bars(ax: Axes, where: tuple[float, float], point: Point) -> list[Box]:

@@ -20,16 +20,18 @@ def overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def place(points: Sequence[Pixel], sizes: Sequence[Pixel], frame: Box, taken: Sequence[Box] = (), unit: float = 1.0) -> list[Box | None]:
-    """A box of each size near its point, inside `frame`, clear of the others and of `taken`; None where none was found.
+def place(
+    points: Sequence[Pixel], sizes: Sequence[Pixel], frame: Box, taken: Sequence[Box] = (), unit: float = 1.0, marks: Sequence[Box] = ()
+) -> list[Box | None]:
+    """A box of each size near its point, inside `frame`, clear of the others, of `taken` and of `marks`; None where none was found.
 
-    No line from a box to its point crosses another box. Points whose neighbours are near are served first; `unit` is the pixels of a
-    typographic point. The same input gives the same boxes.
+    No line from a box to its point crosses another box, nor a mark in which that point does not lie. Points whose
+    neighbours are near are served first; `unit` is the pixels of a typographic point. The same input gives the same boxes.
     """
     order = sorted(range(len(points)), key=lambda i: (_room(i, points), i))
     best: list[Box | None] = []
     for _ in range(ROUNDS):
-        found = _placed(order, points, sizes, frame, taken, unit)
+        found = _placed(order, points, sizes, frame, taken, unit, marks)
         if not best or found.count(None) < best.count(None):
             best = found
         if None not in best:
@@ -39,14 +41,21 @@ def place(points: Sequence[Pixel], sizes: Sequence[Pixel], frame: Box, taken: Se
 
 
 def _placed(
-    order: Sequence[int], points: Sequence[Pixel], sizes: Sequence[Pixel], frame: Box, taken: Sequence[Box], unit: float
+    order: Sequence[int],
+    points: Sequence[Pixel],
+    sizes: Sequence[Pixel],
+    frame: Box,
+    taken: Sequence[Box],
+    unit: float,
+    marks: Sequence[Box],
 ) -> list[Box | None]:
     """Boxes in one order, each the first place that is free."""
     found: list[Box | None] = [None] * len(points)
-    busy, labels = list(taken), []
+    busy, labels = [*taken, *marks], []
     for i in order:
+        walls = [mark for mark in marks if not overlap(mark, (*points[i], *points[i]))]
         boxes = (_beside(points[i], sizes[i], radius * unit, angle) for radius in RADII for angle in ANGLES)
-        box = next((box for box in boxes if _inside(box, frame) and _free(box, points[i], busy, labels, unit)), None)
+        box = next((box for box in boxes if _inside(box, frame) and _free(box, points[i], busy, [*labels, *walls], unit)), None)
         if box:
             found[i] = box
             labels.append(box)
@@ -70,10 +79,11 @@ def leader(box: Box, point: tuple[float, float], unit: float = 1.0) -> list[Box]
     return [(x - 0.5, y - 0.5, x + 0.5, y + 0.5) for x, y in along]
 
 
-def _free(box: Box, point: tuple[float, float], busy: Sequence[Box], labels: Sequence[Box], unit: float) -> bool:
+def _free(box: Box, point: Pixel, busy: Sequence[Box], walls: Sequence[Box], unit: float) -> bool:
+    """Is the box clear of what is busy, and the line to its point of the walls?"""
     if any(overlap(box, other) for other in busy):
         return False
-    return not any(overlap(step, other) for step in leader(box, point, unit) for other in labels)
+    return not any(overlap(step, other) for step in leader(box, point, unit) for other in walls)
 
 
 def spread(middles: Sequence[float], height: float, low: float, high: float) -> list[float]:

@@ -137,6 +137,15 @@ def test_several_forms_of_a_column_are_columns_of_their_own(own):
     assert "(1) leaky" in arranged_text.markdown(made)
 
 
+def test_a_mean_may_be_of_one_form_alone(own):
+    for task in ("sst2", "rte"):
+        record(own, f"last{task}", "full_ft", 0, scores("x", 0, 0.5), task=f"glue/{task}", protocol=f"glue/{task}@last")
+    columns = [{"protocol": "glue/rte@*", "show": "RTE"}, {"mean": ["sst2", "rte"], "show": "Avg.", "form": "held*"}]
+    made = shown(own, columns=columns)
+    assert [place.column.name for place in made.places] == ["glue/rte@heldout", "glue/rte@last", "glue/Avg.-mean@heldout"]
+    assert len(shown(own, columns=[{"mean": ["sst2", "rte"], "show": "Avg."}]).places) == 2
+
+
 def test_several_rows_of_one_name_are_told_apart_by_their_settings(store):
     made = shown(store, rows=[{"method": "magnitude", "show": "Magnitude"}])
     assert set(lines(made)) == {"Magnitude (sparsity=0.5)", "Magnitude (sparsity=0.9)"}

@@ -177,6 +177,19 @@ def test_placed_boxes_are_clear_of_all(seed: int) -> None:
         assert box[0] >= 0 and box[1] >= 0 and box[2] <= 600 and box[3] <= 600
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_to_labels_pass_no_other_mark(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    where = [tuple(point) for point in rng.normal(300, 12, (15, 2))]
+    marks = [(x - 3, y - 3, x + 3, y + 3) for x, y in where]
+    found = place(where, [(40.0, 12.0)] * 15, (0, 0, 600, 600), (), 2.0, marks)
+    assert sum(box is not None and bool(leader(box, point, 2.0)) for box, point in zip(found, where, strict=True)) > 2
+    for box, (x, y) in zip(found, where, strict=True):
+        others = [mark for mark in marks if not (mark[0] < x < mark[2] and mark[1] < y < mark[3])]
+        assert box is None or not any(overlap(step, mark) for step in leader(box, (x, y), 2.0) for mark in others)
+        assert box is None or not any(overlap(box, mark) for mark in marks)
+
+
 def test_a_label_without_room_is_none() -> None:
     assert place([(5, 5)], [(20, 4)], (0, 0, 10, 10)) == [None]
 

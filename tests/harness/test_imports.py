@@ -27,6 +27,7 @@ TORCH_FREE = [
     *("harness.limits", "harness.memory", "harness.slots", "harness.ranks"),
     *("harness.sweep_cli", "harness.live", "harness.preview"),
     *("harness.mirror", "harness.sync", "harness.tracking"),
+    *("harness.sourcetexts", "harness.stale", "harness.commandline", "harness.exampletexts"),
 ]
 
 
@@ -74,6 +75,10 @@ def test_analysis_reads_records_only(path: Path) -> None:
         "harness.trackkeys",
         "harness.typed",
         "harness.cli",
+        "harness.sourcetexts",
+        "harness.stale",
+        "harness.commandline",
+        "harness.exampletexts",
     }
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,17 @@ class FakeRun:
     files: Path = Path("files")
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: tuple[Any, ...] = ()
+    attached: list[str] = field(default_factory=list)
     server: "FakeTracker | None" = None
 
     def log(self, number: int, row: dict[str, Any]) -> None:
         self.server.asked()
         assert number not in self.rows
         self.rows[number] = row
+
+    def attach(self, store: Path, files: Iterable[str]) -> None:
+        self.server.asked()
+        self.attached = [str(file) for file in files]
 
     def finish(self, title: Title, summary: dict[str, Any], table: list[list[Any]], code: int) -> None:
         self.server.asked()
