@@ -86,7 +86,7 @@ const preformatted = (texts) => el("pre", { tabindex: "0" }, texts.join("\n"));
 // The command that says how; its cell as a shell takes it.
 function remake(cell) {
   const quoted = /^[\w.-]+$/.test(cell) ? cell : `'${cell.replaceAll("'", "'\\''")}'`;
-  return `parebench-report reproduce ${quoted} --store ${data.store}`;
+  return `parebench-report reproduce ${quoted} ${data.store}`;
 }
 
 function recorded(record, made, add) {
