@@ -128,11 +128,16 @@ def _recorded(slug: str, claim: Claim, evidence: Sequence[Evidence]) -> Line:
         reasons.append("several stores answer" if found else "; ".join(dict.fromkeys(problems)))
     if claim.direction is None or claim.verified == MEMORY:
         return _not_run(slug, claim, "; ".join(reasons))
-    answers = [answer for store in evidence for answer in store.answers(claim.direction)]
+    answers = _once(answer for store in evidence for answer in store.answers(claim.direction))
     if not answers:
         return _not_run(slug, claim, "; ".join([*reasons, f"no record compares {_compared(claim.direction)}"]))
-    compared = any(answer.gain for answer in answers)
+    compared = any(answer.comparison.difference for answer in answers)
     return Line(slug, claim, None, direction_of(told(answers)) if compared else NOT_RUN, "; ".join(reasons), answers=tuple(answers))
+
+
+def _once(answers: Iterable[Answer]) -> list[Answer]:
+    """Without those that another store has, too: the same cells, or the same reason for none."""
+    return list({(a.comparison.model, a.comparison.column, a.cells, a.comparison.problem): a for a in answers}.values())
 
 
 def _reproduced(claim: Claim, ours: float) -> str:
@@ -248,10 +253,11 @@ def answered(line: Line) -> list[str]:
     margin = line.claim.direction.margin if line.claim.direction else 0
     on_par = f" with a margin of {margin:g}" if margin else ""
     words = {1: "same direction", -1: "opposite direction", 0: "cannot be told"}
-    return [
-        sentence(answer.comparison, 4) + (f": {words[sign]}{on_par}" if answer.gain else "")
-        for answer, sign in zip(line.answers, told(line.answers), strict=True)
-    ]
+    texts = []
+    for answer, sign in zip(line.answers, told(line.answers), strict=True):
+        unknown = ": cannot be told, since no row has two seeds" if answer.comparison.difference else ""
+        texts.append(sentence(answer.comparison, 4) + (f": {words[sign]}{on_par}" if answer.gain else unknown))
+    return texts
 
 
 def _cells(line: Line) -> str:

@@ -44,7 +44,8 @@ class Answer:
     comparison: Comparison
     cells: tuple[str, ...] = ()
     gain: Difference | None = None
-    """How far the better side is above the worse one less the margin, larger is better; None where the two could not be compared."""
+    """How far the better side is above the worse one less the margin, larger is better; None where the two could not be compared, or
+    where nobody knows how much a seed changes."""
 
 
 class Evidence:
@@ -86,12 +87,12 @@ class Evidence:
         for (a, left), (b, right) in product(better.groupby("label"), worse.groupby("label")):
             if a == b or not _agree(left, right, direction.equal or ()):
                 continue
-            twins = tuple(name for own, side in ((left, better), (right, worse)) for name in _twins(own, side))
-            if not twins:
+            sides = ((direction.better, _recipes(left, better)), (direction.worse, _recipes(right, worse)))
+            several = [f"{method} has {n} recipes there" for method, n in sides if n > 1]
+            if not several:
                 yield self._answer(key, (str(a), left), (str(b), right), direction)
-            elif twins not in unclear:
-                unclear.add(twins)
-                problem = f"it is not said which recipe stands for a method: {', '.join(twins)}"
+            elif (problem := f"{' and '.join(several)}, of which none is said to stand for it") not in unclear:
+                unclear.add(problem)
                 yield Answer(Comparison(*key, direction.better, direction.worse, None, problem))
 
     def _answer(self, key: tuple[str, str], a: tuple[str, pd.DataFrame], b: tuple[str, pd.DataFrame], direction: Direction) -> Answer:
@@ -109,7 +110,8 @@ class Evidence:
             gain = stats.compare(left, lowered, pooled)
         except NotComparable as error:
             return Answer(replace(bare, problem=str(error)))
-        return Answer(replace(bare, difference=difference), tuple(sorted(set(both["cell"]))), _turned(gain, sign))
+        known = pooled is not None or (left.deterministic and right.deterministic)
+        return Answer(replace(bare, difference=difference), tuple(sorted(set(both["cell"]))), _turned(gain, sign) if known else None)
 
 
 def told(answers: Sequence[Answer]) -> list[int]:
@@ -172,10 +174,9 @@ def _agree(left: pd.DataFrame, right: pd.DataFrame, equal: Sequence[str]) -> boo
     return all(pd.isna(a) or pd.isna(b) or a == b for a, b in pairs)
 
 
-def _twins(own: pd.DataFrame, side: pd.DataFrame) -> list[str]:
-    """Names of this row and of others of the same configuration, told apart by their recipes alone."""
+def _recipes(own: pd.DataFrame, side: pd.DataFrame) -> int:
+    """How many rows have the configuration of this one, told apart by their recipes alone."""
     keys = [key for key in side if key.startswith("method.") or key in FAIR]
     first = own[keys].iloc[0]
     alike = (side[keys].eq(first) | (side[keys].isna() & first.isna())).all(axis=1)
-    names = sorted(set(side[alike]["label"]))
-    return names if len(names) > 1 else []
+    return side[alike]["label"].nunique()
