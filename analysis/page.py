@@ -22,7 +22,7 @@ import pandas as pd
 from analysis import page_data
 from analysis.claims import Line
 from analysis.curves import POINTS
-from analysis.load import predictions
+from analysis.load import reader
 from analysis.page_claims import claim_lines
 from analysis.perexample import ExampleSet, Packed, packed
 from analysis.tables import Column, Table
@@ -83,7 +83,7 @@ def details(frame: pd.DataFrame, store: Path) -> Details:
         traces = {cell: trace(store, cell, points) for cell in batch}
         records += [found["record"] for found in traces.values() if "record" in found]
         where |= dict.fromkeys(batch, chunks.add(traces))
-    columns = packed(frame, lambda cell, file: predictions(store, cell, file))
+    columns = packed(frame, reader(store))
     examples = {column: _examples(chunks, known, found) for column, known, found in columns}
     return Details(chunks, where, examples, page_data.sources(records), shlex.quote(str(store)))
 
