@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,6 @@ def predictions(store: Path, cell: str, file: str) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the cell again with run.force=true") from error
-
-
-def reader(store: Path) -> Callable[[str, str], pd.DataFrame]:
-    """`predictions` of many files of one store: (cell, file) -> table, from the index where all of it is there."""
-    packed = Packed(store)
-
-    def read(cell: str, file: str) -> pd.DataFrame:
-        whole = packed.whole(cell, file)
-        return predictions(store, cell, file) if whole is None else whole
-
-    return read
 
 
 def _read_all(store: Path, damaged: dict[str, str]) -> list[dict[str, Any]]:

@@ -52,18 +52,9 @@ class Packed:
             return None
         columns, at = {"example": _examples(self.texts[self.whose[place]])}, int(self.starts[place])
         for name, kind, stored, number in _header(self.columns[place]):
-            if kind is not None:
-                columns[name] = np.frombuffer(self.data, stored, number, at).astype(kind)
-                at += number * stored.itemsize
+            columns[name] = np.frombuffer(self.data, stored, number, at).astype(kind)
+            at += number * stored.itemsize
         return columns
-
-    def whole(self, cell: str, file: str) -> pd.DataFrame | None:
-        """The table of one file where all of it was packed; else None: read it."""
-        place = self.places.get((cell, file))
-        if place is None or any(kind is None for _, kind, _, _ in _header(self.columns[place])):
-            return None
-        columns = self.get(cell, file)
-        return None if columns is None else pd.DataFrame(columns)
 
     def add(self, new: Mapping[tuple[str, str], "Line"], cells: Iterable[str]) -> None:
         """Write the pack with these files, without those of other cells than `cells`."""
@@ -98,7 +89,6 @@ def pack(folder: Path, file: str) -> Line | None:
     }
     small = {name: _smallest(values) for name, values in numeric.items()}
     columns = [(name, numeric[name].dtype.str, values.dtype.str, len(values)) for name, values in small.items()]
-    columns += [(name, None, None, 0) for name in table if name not in numeric and name != "example"]
     examples = json.dumps(table["example"].astype(str).tolist())
     return Line(stamp, examples, json.dumps(columns), b"".join(values.tobytes() for values in small.values()))
 
@@ -113,10 +103,9 @@ def _smallest(values: NDArray) -> NDArray:
 
 
 @lru_cache(maxsize=256)
-def _header(text: str) -> list[tuple[str, np.dtype | None, np.dtype | None, int]]:
-    """Name, type (None: left out), type as stored and number of values of each column."""
-    known = json.loads(text)
-    return [(name, kind and np.dtype(kind), stored and np.dtype(stored), number) for name, kind, stored, number in known]
+def _header(text: str) -> list[tuple[str, np.dtype, np.dtype, int]]:
+    """Name, type, type as stored and number of values of each column."""
+    return [(name, np.dtype(kind), np.dtype(stored), number) for name, kind, stored, number in json.loads(text)]
 
 
 @lru_cache(maxsize=256)

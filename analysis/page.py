@@ -22,9 +22,8 @@ import pandas as pd
 from analysis import page_data
 from analysis.claims import Line
 from analysis.curves import POINTS
-from analysis.load import reader
 from analysis.page_claims import claim_lines
-from analysis.perexample import ExampleSet, Packed, packed
+from analysis.perexample import Answered, ExampleSet, Reader, answered, with_predictions
 from analysis.tables import Column, Table
 from analysis.traces import trace
 
@@ -62,7 +61,7 @@ class Details:
     """Column -> `set` (chunk of its examples) and `parts` (chunk -> the results in it)."""
     sources: dict[str, list[str]]
     store: str
-    """Where the cells lie, as typed after `--store`."""
+    """The options of a command that name the store."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class Made:
     command: str
 
 
-def details(frame: pd.DataFrame, store: Path) -> Details:
-    """Records, curves, logs and predictions of the cells of a frame, from the store that they lie in."""
+def details(frame: pd.DataFrame, store: Path, told: str | None = None) -> Details:
+    """Records, curves, logs and predictions of the cells of a frame, from the store that they lie in; `told`: the options that name it."""
     chunks = Chunks()
     cells = sorted(set(frame["cell"]))
     points = min(POINTS, max(40, CURVE_POINTS // (4 * max(1, len(cells)))))
@@ -83,12 +82,13 @@ def details(frame: pd.DataFrame, store: Path) -> Details:
         traces = {cell: trace(store, cell, points) for cell in batch}
         records += [found["record"] for found in traces.values() if "record" in found]
         where |= dict.fromkeys(batch, chunks.add(traces))
-    columns = packed(frame, reader(store))
+    measured = with_predictions(frame)
+    columns = answered(measured, Reader(store, len(measured)))
     examples = {column: _examples(chunks, known, found) for column, known, found in columns}
-    return Details(chunks, where, examples, page_data.sources(records), shlex.quote(str(store)))
+    return Details(chunks, where, examples, page_data.sources(records), told or f"--store {shlex.quote(str(store))}")
 
 
-def _examples(chunks: Chunks, known: ExampleSet, found: dict[tuple[str, str], Packed]) -> dict[str, Any]:
+def _examples(chunks: Chunks, known: ExampleSet, found: dict[tuple[str, str], Answered]) -> dict[str, Any]:
     """Chunks of one column: its examples, and the packed results by `<cell> <variant>`."""
     parts = {}
     for batch in _batches(list(found.items())):

@@ -35,7 +35,13 @@ def report(
     whole, _ = with_changes(with_means(frame, layout.means).frame)
     found = claims(counts, [Evidence(store, sweep)])
     made = Made(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), shlex.join(["parebench-report", *argv]))
-    return page(table, whole, details(frame, store), found, made)
+    return page(table, whole, details(frame, store, mirror(argv)), found, made)
+
+
+def mirror(argv: Sequence[str]) -> str | None:
+    """The option by which the records were read from W&B, since their store is gone afterwards; None where a store was read."""
+    at = next((i for i, word in enumerate(argv) if word.startswith("--wandb")), None)
+    return None if at is None else shlex.join(argv[at : at + (1 if "=" in argv[at] else 2)])
 
 
 def claims(counts: Counts | None, evidence: Sequence[Evidence]) -> list[Line]:

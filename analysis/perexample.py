@@ -3,12 +3,14 @@
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.load import DONE
+from analysis.load import DONE, predictions
+from analysis.packed import Packed
 
 ANSWERS = ("extracted", "prediction", "prediction_norm")
 """Columns of predictions that hold what the model answered, the first that there is."""
@@ -16,13 +18,13 @@ DETAILED = 2_000
 """Examples up to which answers (or scores that are not 0 and 1) are kept beside correctness."""
 CHARACTERS = 80
 """Shown of an answer or label."""
-RESULTS = 2_000
-"""Results whose predictions are read at most; reading a file takes milliseconds."""
+FILES = 2_000
+"""Files of predictions that are opened at most: each takes milliseconds. Beyond, only what the store's index holds is known."""
 
 Columns = Mapping[str, Any]
 """Name -> values: a data frame, or arrays of equal length."""
-Read = Callable[[str, str], Columns]
-"""Cell id and file of predictions -> their columns."""
+Read = Callable[[str, str], Columns | None]
+"""Cell id and file of predictions -> their columns; None where they are left out."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ExampleSet:
 
 
 @dataclass(frozen=True)
-class Packed:
+class Answered:
     """One result on the examples of its column."""
 
     bits: str | None
@@ -44,30 +46,53 @@ class Packed:
     answers: list[Any] | None
 
 
-def packed(frame: pd.DataFrame, read: Read, most: int = RESULTS) -> Iterator[tuple[str, ExampleSet, dict[tuple[str, str], Packed]]]:
-    """Column by column: its name, its examples, and (cell, variant) -> result; of the first models whose results are `most` at most.
+class Reader:
+    """Reads predictions: few from their files, with texts; of many the numbers, from the index of the store where it has one."""
+
+    def __init__(self, store: Path, results: int) -> None:
+        self.store, self.left = store, FILES
+        self.index = Packed(store) if results > FILES else None
+
+    def __call__(self, cell: str, file: str) -> Columns | None:
+        """The columns; None once `FILES` were opened and the index does not have them."""
+        found = self.index.get(cell, file) if self.index else None
+        if found is not None or not self.left:
+            return found
+        self.left -= 1
+        return predictions(self.store, cell, file)
+
+
+def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
+    """The results of a frame that have predictions, one per row, column and seed, rows of a table together."""
+    done = frame[(frame["status"] == DONE) & frame["predictions"].notna()]
+    order = done.sort_values(["model", "label", "seed", "cell"])
+    return order.drop_duplicates(["model", "label", "column", "seed"])
+
+
+def answered(results: pd.DataFrame, read: Read) -> Iterator[tuple[str, ExampleSet, dict[tuple[str, str], Answered]]]:
+    """Column by column of `with_predictions`: its name, its examples, and (cell, variant) -> result.
 
     Results on other examples than the first of their column are left out: they cannot be paired.
     """
-    done = frame[(frame["status"] == DONE) & frame["predictions"].notna()]
-    once = done.sort_values(["seed", "cell"]).drop_duplicates(["model", "label", "column", "seed"])
-    total = once.groupby(["column", "model"])["cell"].size().cumsum()
-    few = once.set_index(["column", "model"], drop=False).loc[total.index[total <= most]]
-    for column, used in few.groupby(few["column"].to_numpy()):
-        yield (str(column), *_column(used, read))
+    for column, own in results.groupby("column"):
+        examples, found = _column(own, read)
+        if examples:
+            yield str(column), examples, found
 
 
-def _column(used: pd.DataFrame, read: Read) -> tuple[ExampleSet, dict[tuple[str, str], Packed]]:
+def _column(used: pd.DataFrame, read: Read) -> tuple[ExampleSet | None, dict[tuple[str, str], Answered]]:
     examples, order, raw, found = None, None, None, {}
     for row in used.itertuples():
         table = read(row.cell, row.predictions)
+        if table is None:
+            continue
         own = [str(example) for example in table["example"]]
         if own != raw:
             keys, order, raw = *_ordered(own), own
         if examples is None:
             examples = ExampleSet(keys, _texts(table, ("label",), order))
         if keys == examples.keys:
-            found[row.cell, row.variant] = _packed(table, order)
+            found[row.cell, row.variant] = _answered(table, order)
     return examples, found
 
 
@@ -80,13 +105,13 @@ def _ordered(examples: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(keys[order].tolist()), order
 
 
-def _packed(table: Columns, order: np.ndarray) -> Packed:
+def _answered(table: Columns, order: np.ndarray) -> Answered:
     scores = np.asarray(table["score"], dtype=float)[order]
     answers = _texts(table, ANSWERS, order)
     if np.isin(scores, (0.0, 1.0)).all():
-        return Packed(base64.b64encode(np.packbits(scores.astype(bool)).tobytes()).decode(), None, answers)
+        return Answered(base64.b64encode(np.packbits(scores.astype(bool)).tobytes()).decode(), None, answers)
     kept = len(scores) <= DETAILED and bool(np.isfinite(scores).all())
-    return Packed(None, [float(f"{score:.4g}") for score in scores] if kept else None, answers)
+    return Answered(None, [float(f"{score:.4g}") for score in scores] if kept else None, answers)
 
 
 def _texts(table: Columns, names: tuple[str, ...], order: np.ndarray) -> list[Any] | None:

@@ -1,5 +1,6 @@
 // One cell: what it measured, how it was configured, what it cost, how it trained, what it logged.
 const dialog = $("cell");
+const NUMERIC = /^[-\d.,e]+$/;
 let opened = "";
 
 function showCell() {
@@ -53,7 +54,7 @@ function section(title, ...content) {
 
 function table(titles, rows) {
   const head = el("tr", {}, ...titles.map((title) => el("th", { scope: "col", class: "text" }, title)));
-  const body = rows.map((row) => el("tr", {}, ...row.map((text, i) => (i ? el("td", { class: "text" }, text) : el("th", { scope: "row", class: "text" }, text)))));
+  const body = rows.map((row) => el("tr", {}, ...row.map((text, i) => (i ? el("td", { class: NUMERIC.test(text) ? "text number" : "text" }, text) : el("th", { scope: "row", class: "text" }, text)))));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": titles.join(", ") }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
 }
 
@@ -85,7 +86,7 @@ const preformatted = (texts) => el("pre", { tabindex: "0" }, texts.join("\n"));
 // The command that says how; its cell as a shell takes it.
 function remake(cell) {
   const quoted = /^[\w.-]+$/.test(cell) ? cell : `'${cell.replaceAll("'", "'\\''")}'`;
-  return `parebench-report reproduce ${quoted} --store ${data.store}`;
+  return `parebench-report reproduce ${quoted} ${data.store}`;
 }
 
 function recorded(record, made, add) {

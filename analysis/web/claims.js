@@ -14,7 +14,7 @@ function verdictKind(verdict) {
 
 const left = (title, show) => ({ title, left: true, key: (claim) => String(claim[show]), show: (claim) => String(claim[show]) });
 const CLAIM_COLUMNS = [
-  left("method", "method"), { ...left("what", "what"), kind: "wide" },
+  { ...left("method", "method"), kind: "narrow" }, { ...left("what", "what"), kind: "wide" },
   { title: "model", left: true, kind: "middle", key: (claim) => claim.model, show: (claim) => el("span", {}, claim.model, el("small", {}, claim.protocol)) },
   { title: "published", key: (claim) => claim.published, show: (claim) => claim.published },
   { title: "ours", key: (claim) => (claim.ours === DASH ? null : claim.ours), show: (claim) => claim.ours },

@@ -123,7 +123,7 @@ function drawCells() {
 }
 
 const rankings = data.rankings.flatMap(({ caption, titles, lines }) => [el("h3", {}, "Ranks across tasks"), el("p", { class: "note" }, caption), table(titles, lines)]);
-$("view-results").append(...tables.flatMap((one) => [one.title, one.grid.box]), listOf(data.legend, "legend"), ...rankings);
+$("view-results").append(...tables.flatMap((one) => [one.title, one.grid.box]), ...rankings, listOf([...data.legend, ...data.notes], "legend"));
 $("view-cells").append(el("p", { class: "note" }, "One line for each cell and protocol; open a cell to see how it was made."), cellGrid.box);
 addView("results", "Results", ["q", "family", "model", "task", "sort"], drawResults);
 if (results.length) addView("cells", "Cells", ["q", "family", "model", "task", "cells"], drawCells);

@@ -11,19 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import formats
+from analysis import formats, index, perexample
 from analysis.cli import main
 from analysis.curves import curves, thinned
 from analysis.layout import Layout
 from analysis.load import load, predictions
 from analysis.means import with_means
 from analysis.page import CHUNK, WEB, details, embedded, page
-from analysis.page_command import UNCOUNTED, claims
+from analysis.page_command import UNCOUNTED, claims, mirror
 from analysis.page_data import COSTS
 from analysis.papers import published, slugs
-from analysis.perexample import DETAILED, packed
+from analysis.perexample import DETAILED, Reader, answered, with_predictions
 from analysis.tables import table
 from analysis.traces import LOG_LINES, trace
+from harness.store import Store
 
 from .simulate import record, scores, small_store
 
@@ -217,7 +218,7 @@ def bits(text, n):
 
 
 def test_packed_correctness_equals_the_predictions(frame, store):
-    ((column, examples, found),) = packed(frame, lambda cell, file: predictions(store, cell, file))
+    ((column, examples, found),) = answered(with_predictions(frame), Reader(store, 0))
     assert column == "toy/a@heldout" and list(examples.keys) == sorted(f"doc{i}" for i in range(200)) and len(found) == 12
     for (cell, variant), one in found.items():
         own = predictions(store, cell, f"evals/{cell}.parquet").set_index("example").loc[list(examples.keys)]
@@ -230,11 +231,11 @@ def test_packed_results_pair_by_example_whatever_their_order(tmp_path):
     record(tmp_path, "one", "one", 0, both)
     record(tmp_path, "two", "two", 0, both.iloc[::-1])
     record(tmp_path, "odd", "odd", 0, pd.DataFrame({"example": ["c"], "score": [1.0]}))
-    ((_, examples, found),) = packed(load(tmp_path).query("cell != 'odd'"), lambda cell, file: predictions(tmp_path, cell, file))
+    ((_, examples, found),) = answered(with_predictions(load(tmp_path).query("cell != 'odd'")), Reader(tmp_path, 0))
     assert examples.keys == ("a", "a#1", "b") and examples.labels == ["y" * 80 + "…", "z", "x"]
     assert bits(found["one", "main"].bits, 3).tolist() == [0, 1, 1]
     assert bits(found["two", "main"].bits, 3).tolist() == [1, 0, 1]
-    ((_, examples, found),) = packed(load(tmp_path), lambda cell, file: predictions(tmp_path, cell, file))
+    ((_, examples, found),) = answered(with_predictions(load(tmp_path)), Reader(tmp_path, 0))
     assert len({len(found) for _ in found}) == 1 and (("odd", "main") in found) != (("one", "main") in found)
 
 
@@ -242,24 +243,36 @@ def test_scores_that_are_not_0_or_1_stay_numbers_and_large_sets_keep_bits_alone(
     record(tmp_path, "ppl", "ppl", 0, pd.DataFrame({"example": ["a", "b"], "score": [2.645113, 3.0]}), task="t", protocol="t@ppl")
     many = pd.DataFrame({"example": [str(i) for i in range(DETAILED + 1)], "score": 1.0, "label": 0, "prediction": 0})
     record(tmp_path, "big", "big", 0, many, task="u", protocol="u@heldout")
-    found = {column: (known, part) for column, known, part in packed(load(tmp_path), lambda cell, file: predictions(tmp_path, cell, file))}
+    found = {column: (known, part) for column, known, part in answered(with_predictions(load(tmp_path)), Reader(tmp_path, 0))}
     assert found["t@ppl"][1]["ppl", "main"].scores == [2.645, 3.0] and found["t@ppl"][1]["ppl", "main"].bits is None
     known, part = found["u@heldout"]
     assert known.labels is None and part["big", "main"].answers is None and bits(part["big", "main"].bits, DETAILED + 1).all()
 
 
-def test_no_more_results_are_read_than_asked_for(frame, store):
-    def read(cell, file):
-        asked.append(cell)
-        return predictions(store, cell, file)
+def test_no_more_files_are_opened_than_allowed_and_the_index_knows_the_rest(frame, store, monkeypatch):
+    measured = with_predictions(frame)
+    every = dict(next(answered(measured, Reader(store, 0)))[2])
+    monkeypatch.setattr(perexample, "FILES", 5)
+    ((_, examples, found),) = answered(measured, Reader(store, 12))
+    assert len(examples.keys) == 200 and list(found) == list(every)[:5]
+    Store(store).join("simulated", [], [])
+    monkeypatch.setattr(index, "SETTLED", 0.0)
+    load(store)
+    ((_, _, found),) = answered(measured, Reader(store, 12))
+    assert found == every
+    monkeypatch.setattr(perexample, "FILES", 0)
+    assert list(answered(measured, lambda cell, file: None)) == []
 
-    asked = []
-    other = frame.assign(model="other")
-    both = pd.concat([frame, other], ignore_index=True)
-    for most, models in ((24, 2), (23, 1), (12, 1), (11, 0)):
-        asked.clear()
-        found = list(packed(both, read, most))
-        assert len(asked) == 12 * models and [column for column, _, _ in found] == ["toy/a@heldout"] * bool(models)
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["page", "--wandb", "me/it"], "--wandb me/it"), (["page", "--wandb-dir=a b", "x"], "'--wandb-dir=a b'"),
+        (["page", "s", "--store", "x"], None),
+    ],
+)  # fmt: skip
+def test_records_from_a_mirror_are_named_by_it(argv, told):
+    assert mirror(argv) == told
 
 
 def test_the_page_runs_its_own_script_and_fetches_nothing(built, frame, opened):
