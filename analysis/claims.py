@@ -152,13 +152,13 @@ def direction_of(signs: Sequence[int]) -> str:
 
 
 def _compared(direction: Direction) -> str:
-    sides = [(direction.better, direction.better_at), (direction.worse, direction.worse_at)]
-    named = [f"{method}{_settings(own)}" for method, own in sides]
-    return f"{' with '.join(named)}{_settings(direction.at)} under {', '.join(direction.columns)}"
+    better, worse = direction.better + _settings(direction.better_at), direction.worse + _settings(direction.worse_at)
+    both = f", both{_settings(direction.at)}" if direction.at else ""
+    return f"{better} with {worse}{both}, under {', '.join(direction.columns)}"
 
 
 def _settings(at: dict[str, Any] | None) -> str:
-    return f" ({', '.join(f'{key}={value}' for key, value in at.items())})" if at else ""
+    return f" ({', '.join(f'{key}={value}' for key, value in at.items())})".replace("method.", "") if at else ""
 
 
 def measured(unit: str, count: Count, counts: Counts) -> float:

@@ -93,7 +93,7 @@ class Index:
         write(self.store / FOLDER / "rows.parquet", pa.table(columns))
 
     def _holds(self, cell: str, entry: Entry) -> bool:
-        folder = self.store / cell
+        folder = f"{self.store}/{cell}"
         return all(stamp(folder, known[0]) == known for known in entry.stamps)
 
 
@@ -106,7 +106,7 @@ def opened(store: Path) -> Index:
     return Index(store, {cell: Entry(tuple(map(tuple, json.loads(stamps))), rows) for cell, stamps, rows in lines})
 
 
-def stamp(folder: Path, file: str) -> Stamp | None:
+def stamp(folder: Path | str, file: str) -> Stamp | None:
     """The stamp of a file as it is now; None where there is none."""
     try:
         status = os.stat(f"{folder}/{file}")  # noqa: PTH116 - tens of thousands of them
@@ -142,6 +142,7 @@ def write(path: Path, table: pa.Table) -> None:
 
 @cache
 def version() -> str:
-    """Changes with the code that makes rows: a hash of its sources."""
-    sources = [Path(module.__file__).read_bytes() for module in (maker, record, registry)] + [Path(__file__).read_bytes()]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
+    """Changes with the code that makes rows and packs predictions: a hash of its sources."""
+    own = [Path(__file__), Path(__file__).with_name("packed.py")]
+    sources = [Path(module.__file__) for module in (maker, record, registry)]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in own + sources)).hexdigest()[:16]

@@ -48,7 +48,7 @@ class Packed:
     def get(self, cell: str, file: str) -> dict[str, NDArray] | None:
         """The columns of one file, `example` among them, where the file is as it was when it was packed; else None: read it."""
         place = self.places.get((cell, file))
-        if place is None or index.stamp(self.store / cell, file) != (file, *self.stamps[place]):
+        if place is None or index.stamp(f"{self.store}/{cell}", file) != (file, *self.stamps[place]):
             return None
         columns, at = {"example": _examples(self.texts[self.whose[place]])}, int(self.starts[place])
         for name, kind, stored, number in _header(self.columns[place]):
@@ -104,6 +104,7 @@ def _smallest(values: NDArray) -> NDArray:
 
 @lru_cache(maxsize=256)
 def _header(text: str) -> list[tuple[str, np.dtype, np.dtype, int]]:
+    """Name, type, type as stored and number of values of each column."""
     return [(name, np.dtype(kind), np.dtype(stored), number) for name, kind, stored, number in json.loads(text)]
 
 

@@ -200,7 +200,8 @@ def published(slug: str) -> Published:
     """The file of a technique. Raises `UserError`, one sentence that names the file and the key, for what it does not allow."""
     if slug not in slugs():
         raise UserError(unknown("claims of", slug, slugs()))
-    return parse(slug, yaml.safe_load((FOLDER / f"{slug}.yaml").read_text()))
+    text = (FOLDER / f"{slug}.yaml").read_text()
+    return parse(slug, yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def parse(slug: str, values: Any) -> Published:

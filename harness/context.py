@@ -23,6 +23,7 @@ from harness.seeding import derive, generator, seed_everything, untouched_genera
 from harness.store import Store, write_json
 from harness.training import HostTrainer, Listener, PhasePlan, Progress, read_state, resumable, run_phase, settings_of, write_state
 from methods.base import Adapter, Batch, Method
+from methods.spec import UserError
 from tasks import calibration
 from tasks.base import Task
 from tasks.encoding import scored_after
@@ -207,7 +208,7 @@ class CellContext:
         self._close(name, self._counts, meter)
         self._counts = None
 
-    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
+    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True, order: str = "") -> nn.Module:
         """Train what requires gradients; restored if finished, resumed if interrupted."""
         phase = self.prefix + phase
         folder = self.folder / "checkpoints" / phase
@@ -216,7 +217,7 @@ class CellContext:
             read_state(final, model, self.method)
             self._restore_notes(final)
             return model
-        plan = self._plan(phase, share, select, folder)
+        plan = self._plan(phase, share, select, order, folder)
         self.total_steps = plan.steps
         seed_everything(self.seed, "train", phase)
         with PeakMeter(self.device) as meter:
@@ -242,14 +243,27 @@ class CellContext:
             raise RuntimeError("add_parameters is for `on_update` of a running training phase")
         self._trainer.add_parameters(parameters, like, restart)
 
-    def _plan(self, phase: str, share: float, select: bool, folder: Path) -> PhasePlan:
+    def score(self, model: nn.Module) -> float:
+        """The selection metric, larger is better. Draws nothing from the global generators."""
+        if not self._selects():
+            raise UserError(f"task={self.config.task.name} has no selection rows to compare models on; give task.selection=heldout")
+        return self.selection_metric(model)[2]
+
+    def selection_metric(self, model: nn.Module) -> tuple[str, float, float]:
+        """Name of the task's metric, its value on the selection rows, and the same with the sign that makes larger better."""
+        with untouched_generators():
+            evaluation = self.evaluator.measure(model, "selection")
+        value = evaluation.metrics[evaluation.primary]
+        return evaluation.primary, value, value if evaluation.higher_is_better else -value
+
+    def _plan(self, phase: str, share: float, select: bool, order: str, folder: Path) -> PhasePlan:
         recipe, steps = self.config.recipe, self.steps(share)
         micro = self.run.micro_batch or recipe.batch // distributed.world()
         n = self.config.budget.evaluations
         evaluate_at = sorted({max(1, round(steps * i / n)) for i in range(1, n + 1)}) if select and self.selects and self._selects() else []
         return PhasePlan(
             name=phase, folder=folder, steps=steps, recipe=recipe, micro_batch=micro, device=self.device,
-            autocast=self.config.precision == "bf16_autocast", seed=derive(self.seed, "order"),
+            autocast=self.config.precision == "bf16_autocast", seed=derive(self.seed, "order", *filter(None, [order])),
             checkpoint_steps=self.run.checkpoint_steps, evaluate_at=tuple(evaluate_at),
             compute=self.compute if distributed.world() > 1 else "single",
         )  # fmt: skip
@@ -327,11 +341,9 @@ class PhaseListener(Listener):
         return self.earlier + self.meter.seconds
 
     def selection_metric(self, model: nn.Module, step: int) -> float:
-        with untouched_generators():
-            evaluation = self.ctx.evaluator.measure(model, "selection")
-        value = evaluation.metrics[evaluation.primary]
-        self.history({"phase": self.phase, "step": step, f"selection/{evaluation.primary}": value})
-        return value if evaluation.higher_is_better else -value
+        name, value, signed = self.ctx.selection_metric(model)
+        self.history({"phase": self.phase, "step": step, f"selection/{name}": value})
+        return signed
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:

@@ -15,18 +15,24 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 @contextmanager
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put the model in the given mode; afterwards modes, buffers and all global generators are as before.
+    """Put the model in the given mode, without a key-value cache, as it trains; afterwards all is as before, global generators too.
 
     Attention runs through PyTorch's mathematical kernel, so that what is counted does not depend on which fused kernel
     a device happens to have.
     """
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    config = getattr(model, "config", None)
+    cache = getattr(config, "use_cache", None)
     try:
+        if cache is not None:
+            config.use_cache = False
         with untouched_generators(), sdpa_kernel(SDPBackend.MATH):
             model.train(training)
             yield
     finally:
+        if cache is not None:
+            config.use_cache = cache
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():

@@ -7,6 +7,7 @@ configuration): stock transformers reads the folder without them, `reload` with 
 import hashlib
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +107,8 @@ def _attached(folder: Path, stock: nn.Module, dtype: torch.dtype | str) -> nn.Mo
     if dtype != "auto":
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     made = method_class(told["method"])
-    return made(build(made.Config, told["config"], "method")).attach(stock, tensors).eval()
+    later = {f.name: f.metadata["added"] for f in fields(made.Config) if "added" in f.metadata}  # left out where they hold
+    return made(build(made.Config, later | told["config"], "method")).attach(stock, tensors).eval()
 
 
 def as_measured(folder: Path, dtype: torch.dtype, attention: str | None) -> nn.Module:

@@ -54,11 +54,15 @@ class Context(Protocol):
     total_steps: int
     """Optimizer steps of the running (or next) training phase."""
 
-    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
+    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True, order: str = "") -> nn.Module:
         """Train what requires gradients for `share` of the budget. Idempotent: a finished phase is restored.
 
-        With `select` the best eligible state on the task's selection rows is kept, where the task has such rows.
+        With `select` the best eligible state on the task's selection rows is kept, where the task has such rows. Phases of one `order` see
+        the rows in one order, every name another; "" is the order that all methods share.
         """
+
+    def score(self, model: nn.Module) -> float:
+        """The task's metric on its selection rows, larger is better; for use inside `once`. `UserError` where the task has no such rows."""
 
     def once(self, name: str, fn: Callable[[], T]) -> T:
         """The value of `fn()` (tensors or JSON), computed once per cell and kept across a resume.

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from analysis import source
+
 KINDS = {
     "pareto": "quality against trainable parameters, bytes, memory or seconds, with the Pareto front",
     "sparsity": "quality over sparsity, with what is not sparse as level lines",
@@ -25,7 +27,6 @@ def add(commands: Any) -> None:
     plot = commands.add_parser("plot", help="a figure from records: PDF, SVG or PNG, as wide as a column or a page")
     plot.add_argument("kind", choices=KINDS, metavar="kind", help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     plot.add_argument("sweep", nargs="?", help="name of a sweep; default: all records")
-    plot.add_argument("--store", type=Path, default=Path("runs"), help="folder of the records (default: runs)")
     plot.add_argument("--out", type=Path, required=True, help="the file: its ending says the format (.pdf, .svg, .png)")
     plot.add_argument("--width", choices=WIDTHS, default="page", help="3.3 or 6.8 inches (default: page)")
     plot.add_argument(
@@ -37,7 +38,7 @@ def add(commands: Any) -> None:
     plot.add_argument("--methods", help="only these methods or row labels, with commas between")
     plot.add_argument("--measure", help="profile: the measure, such as ranks")
     plot.add_argument("--matrix", type=Path, help="interference: a CSV file, names in its first row and column")
-    plot.set_defaults(run=run)
+    source.add(plot, run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis import source
 from analysis.changes import with_changes
 from analysis.layout import layout
-from analysis.load import load
 from analysis.means import with_means
 from analysis.plots import critical, curves, draw_curves, draw_heat, draw_points, heat, points
 from analysis.tables import table
@@ -20,7 +20,7 @@ SPARSITY = "method.sparsity"
 
 def _frame(options: argparse.Namespace, *, derived: bool = True) -> pd.DataFrame:
     """The rows that are asked for, with means and changes."""
-    frame = load(options.store, options.sweep)
+    frame = source.frame(options)
     frame = frame[frame["variant"] != LAST]
     if derived:
         frame, _ = with_changes(with_means(frame, layout(_sweep(frame, options)).means).frame)

@@ -18,7 +18,7 @@ def pruner(criterion: str, sparsity: float, pattern: str) -> MaskedMethod:
     uniform = {"allocation": "uniform", "owl_times": 5.0, "owl_reach": 0.0}
     if criterion == "magnitude":
         ramp = {"initial_sparsity": 0.0, "initial_warmup": 0.0, "final_warmup": 0.0, "interval": 1, "allow_regrow": False}
-        return Magnitude(Magnitude.Config(**shared, scope="layer", when="one_shot", cycles=1, rewind="none", **ramp))
+        return Magnitude(Magnitude.Config(**shared, scope="layer", when="one_shot", cycles=1, rewind="none", **ramp, **uniform))
     if criterion == "random":
         return RandomMask(RandomMask.Config(**shared, scope="layer"))
     if criterion == "wanda":

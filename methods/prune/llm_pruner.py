@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from methods.base import Context
 from methods.prune.removal import RemovalMethod
 from methods.prune.structured import Group, groups, lowest_removed, unit_sums
-from methods.roles import layers, prunable, unwrap, weight_is_transposed
+from methods.roles import layers, lm_head, prunable, unwrap, weight_is_transposed
 from methods.spec import Diverged, Traits, UserError, choice, number
 
 REDUCE = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "prod": torch.prod}
@@ -90,6 +90,12 @@ class LlmPruner(RemovalMethod):
     def _importance(self, model: nn.Module, present: list[Group], ctx: Context) -> dict[str, Tensor]:
         if self.config.importance == "random":
             return {group.key: torch.rand(group.units, generator=ctx.generator(group.key)) for group in present}
+        if self.config.importance not in ("l1", "l2") and lm_head(model) is None:
+            kind = unwrap(model).config.model_type
+            raise UserError(
+                f"method.importance={self.config.importance} takes gradients of the language-modelling loss and this {kind} has no "
+                "language-model head; give method.importance=l1 here"
+            )
         names = sorted({name for group in present for name in (*group.rows, *group.columns)})
         with ctx.phase("calibrate"):
             scores = self._scores(model, names, ctx)

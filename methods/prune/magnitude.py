@@ -14,11 +14,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from methods.adapters.wrapped import map_shape
 from methods.base import Context
+from methods.maths.allocation import global_shares
+from methods.maths.masks import layer_mask, row_mask
 from methods.maths.schedules import cubic, settled
+from methods.maths.statistics import SquaredNorm
 from methods.prune.masked import SUFFIX, MaskedMethod
+from methods.prune.oneshot import dense_scores, owl_shares
 from methods.roles import prunable_parameters, unwrap, weight_is_transposed
-from methods.spec import Diverged, Traits, UserError, choice, mask_shape, nm_pattern, number
+from methods.spec import Diverged, Traits, UserError, allocation_rule, choice, mask_shape, nm_pattern, number
 
 STASH = "_pruned"
 """The values of pruned weights of parameter `weight` are the buffer `weight_pruned` of the same module."""
@@ -33,6 +38,8 @@ class Magnitude(MaskedMethod):
 
         `when`: one_shot, iterative or gradual. Iterative: `cycles` P, `rewind` none or weights. Gradual: `initial_sparsity` s_0,
         `initial_warmup` and `final_warmup` (shares of the updates before and after the ramp), `interval`, `allow_regrow`.
+        `allocation`: sparsity of the layers in one shot: uniform, global (as scope=global), or owl (`owl_times` = M, `owl_reach` = lambda;
+        it looks at calibration text).
         """
 
         sparsity: float
@@ -47,6 +54,9 @@ class Magnitude(MaskedMethod):
         final_warmup: float = field(metadata={"added": 0.3})
         interval: int = field(metadata={"added": 10})
         allow_regrow: bool = field(metadata={"added": True})
+        allocation: str = field(metadata={"added": "uniform"})
+        owl_times: float = field(metadata={"added": 5.0})
+        owl_reach: float = field(metadata={"added": 0.08})
 
         def __post_init__(self) -> None:
             mask_shape(self.sparsity, self.scope, self.pattern)
@@ -57,11 +67,23 @@ class Magnitude(MaskedMethod):
             number("method.initial_warmup", self.initial_warmup, 0, 1)
             number("method.final_warmup", self.final_warmup, 0, 1 - self.initial_warmup)
             number("method.interval", self.interval, 1)
+            self._check_allocation()
             if self.when != "one_shot" and not self.retrain:
                 raise UserError(f"method.when={self.when} prunes while it trains; give method.retrain=true or method.when=one_shot")
 
+        def _check_allocation(self) -> None:
+            reach = self.owl_reach if self.allocation == "owl" else 0.0
+            allocation_rule(self.allocation, self.owl_times, reach, self.sparsity, self.pattern)
+            if self.allocation != "uniform" and (self.when != "one_shot" or self.scope == "global"):
+                given = f"method.when={self.when} and method.scope={self.scope}"
+                raise UserError(
+                    f"method.allocation={self.allocation} is for one shot within layers and got {given}; give one_shot and layer"
+                )
+
         def adjust(self, traits: Traits) -> Traits:
             """Without retraining nothing is trained: one shot, no data. A ramp from 0 starts at the loaded model."""
+            if self.allocation == "owl":
+                traits = replace(traits, calibration=True, moe=False)
             starts_dense = self.when == "iterative" or (self.when == "gradual" and self.initial_sparsity == 0)
             traits = replace(traits, exact_at_init=starts_dense)
             return traits if self.retrain else replace(traits, trains=False, gradients=False)
@@ -118,16 +140,35 @@ class Magnitude(MaskedMethod):
     def masks(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, Tensor]]:
         """Of the final sparsity in one shot; of the first one where training raises it."""
         if self.config.when == "one_shot":
-            return super().masks(model, ctx)
+            even = self.config.allocation == "uniform" or next(model.parameters()).is_meta
+            return super().masks(model, ctx) if even else self._allocated(model, ctx)
         first = self.config.initial_sparsity if self.config.when == "gradual" else 0.0
         return self._one_shot(first).masks(model, ctx)
+
+    def _allocated(self, model: nn.Module, ctx: Context) -> Iterator[tuple[str, Tensor]]:
+        """Every matrix at the sparsity that the allocation gives it."""
+        scores = {name: _turned(model, name, weight.detach().abs()) for name, weight in prunable_parameters(model).items()}
+        keep = row_mask if self.config.scope == "row" else layer_mask
+        for name, share in self._shares(model, ctx, scores).items():
+            yield name, _turned(model, name, keep(scores[name], share)).contiguous()
+
+    def _shares(self, model: nn.Module, ctx: Context, scores: dict[str, Tensor]) -> dict[str, float]:
+        """Sparsity of every parameter."""
+        c = self.config
+        if c.allocation == "global":
+            return global_shares(scores, c.sparsity)
+        norms = lambda module: SquaredNorm(map_shape(module)[1], module.weight.device)  # noqa: E731
+        with ctx.phase("calibrate"):
+            seen = dense_scores(model, ctx.calibration(), norms, lambda norm: norm.value.sqrt())
+        shares = owl_shares(model, seen, c.sparsity, c.owl_times, c.owl_reach)
+        return {f"{name}.weight": share for name, share in shares.items()}
 
     @torch.no_grad()
     def remask(self, model: nn.Module, sparsity: float, start: dict[str, Tensor]) -> None:
         """New masks of a sparsity; `start`: values by parameter name that all parameters go back to, under the new masks."""
         weights = prunable_parameters(model)
         made = self._one_shot(sparsity)._compare(self._scores(model), unwrap(model).config.model_type)
-        masks = {name: self._as_kept(model, name, mask) for name, mask in made}
+        masks = {name: _turned(model, name, mask) for name, mask in made}
         for name, value in start.items():
             model.get_parameter(name).copy_(value)
         for name, weight in weights.items():
@@ -147,11 +188,7 @@ class Magnitude(MaskedMethod):
             score = (weight + module.get_buffer(_stash(name))).abs() if self._regrows() else weight.abs().masked_fill(~mask, -1.0)
             if score.isnan().any():
                 raise Diverged(f"{name} became NaN")
-            yield name, self._as_kept(model, name, score)
-
-    def _as_kept(self, model: nn.Module, name: str, matrix: Tensor) -> Tensor:
-        """From (..., out, in) to the orientation of the parameter, or back."""
-        return matrix.mT if weight_is_transposed(_masked(model, name)[0]) else matrix
+            yield name, _turned(model, name, score)
 
     def _one_shot(self, sparsity: float) -> "Magnitude":
         """The method that prunes so much at once; N:M leaves as many of each M as the sparsity asks for, rounded up."""
@@ -178,6 +215,11 @@ def _masked(model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
     path, _, parameter = name.rpartition(".")
     module = model.get_submodule(path)
     return module, module.get_buffer(parameter + SUFFIX)
+
+
+def _turned(model: nn.Module, name: str, matrix: Tensor) -> Tensor:
+    """From the orientation of parameter `name` to (..., out, in), or back."""
+    return matrix.mT if weight_is_transposed(model.get_submodule(name.rpartition(".")[0])) else matrix
 
 
 def _stash(name: str) -> str:

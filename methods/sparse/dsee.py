@@ -10,11 +10,12 @@ their sum. The masks act on W alone: the low-rank update is dense, so the sparsi
 pruned W in the export (`merge` folds it in and makes the targets dense). Unlike the official code the factor alpha / r is on B A and
 S in every mode, and the pooler, part of the task head here, trains.
 
-The structured variant (heads removed by |update|) is not there.
+`pruning: heads` is the structured step 2 (`methods/sparse/dsee_heads.py`): every block loses `heads` heads, shapes shrink. The paper's
+l1-penalised coefficients on heads and its removal of feed-forward neurons are not in the official scripts and not here.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from methods.base import Context
 from methods.maths import draws
 from methods.maths.grebsmo import support
 from methods.maths.masks import global_masks, topk_mask
+from methods.prune.removal import PREFIX, RemovalMethod
 from methods.roles import prunable_parameters, role_names, weight_is_transposed
+from methods.sparse.dsee_heads import Slices, choose, moved, slices
 from methods.spec import Traits, UserError, choice, linear_roles, number
 
 STD = 0.02
@@ -65,6 +68,17 @@ class DseeLinear(WrappedLinear):
         weight, bias = weight_and_bias(self.base_layer)
         return weight + self.update(), bias
 
+    @torch.no_grad()
+    def sliced(self, base: nn.Module, left: Slices | None) -> "DseeLinear":
+        """This update on a map that lost rows or columns."""
+        left = left or Slices(None, None)
+        stays, positions = moved(self.positions, self.in_features, left)
+        down = self.down if left.columns is None else self.down[:, left.columns.to(self.device)]
+        new = DseeLinear(base, down.clone(), positions, self.scale)
+        new.up.copy_(self.up if left.rows is None else self.up[left.rows.to(self.device)])
+        new.values.copy_(self.values[stays])
+        return new
+
 
 class Dsee(AdapterMethod):
     """A low-rank and a sparse update beside weights that are pruned half-way."""
@@ -72,7 +86,9 @@ class Dsee(AdapterMethod):
     @dataclass
     class Config:
         """`n`: N of every target. `rounds`, `threshold`: of grebsmo. `sparsity`, `sparsity_adapted`: fractions pruned of all other maps and
-        of the targets. `share`: the first training's part of the budget. `pruning`: unstructured; another variant is not there."""
+        of the targets. `share`: the first training's part of the budget. `pruning`: unstructured, or heads, where the two fractions do not
+        count: `heads` of every block go (groups of them, where they share keys and values).
+        """
 
         r: int
         alpha: float
@@ -87,6 +103,7 @@ class Dsee(AdapterMethod):
         pruning: str
         share: float
         merge: bool
+        heads: int = field(metadata={"added": 3})
 
         def __post_init__(self) -> None:
             number("method.r", self.r, 1)
@@ -99,11 +116,14 @@ class Dsee(AdapterMethod):
             number("method.sparsity", self.sparsity, 0, 1, open_high=True)
             number("method.sparsity_adapted", self.sparsity_adapted, 0, 1, open_high=True)
             choice("method.rank_by", self.rank_by, ("update", "weight", "both"))
-            choice("method.pruning", self.pruning, ("unstructured",))
+            choice("method.pruning", self.pruning, ("unstructured", "heads"))
+            number("method.heads", self.heads, 1)
             number("method.share", self.share, 0, 1, open_low=True, open_high=True)
 
         def adjust(self, traits: Traits) -> Traits:
-            """Fused experts hold gate, up and down; a merged model is a stock one."""
+            """Fused experts hold gate, up and down; a merged model is a stock one. Without heads it is smaller, and no weight is zero."""
+            if self.pruning == "heads":
+                return replace(traits, moe=False, sparse=False, reshapes=True)
             return replace(traits, moe=not {"gate", "up", "down"} & set(self.targets), folds=self.merge)
 
     traits = Traits(randomness=("init", "mask"), folds=False, sparse=True)
@@ -121,8 +141,23 @@ class Dsee(AdapterMethod):
     def fit(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Train, prune, train: the masks follow from restored updates, so nothing of them is kept on disk."""
         ctx.train(model, "tune", share=self.config.share, select=False)
-        prune(model, self.config.sparsity, self.config.sparsity_adapted, self.config.rank_by)
+        if self.config.pruning == "heads":
+            self._behead(model)
+        else:
+            prune(model, self.config.sparsity, self.config.sparsity_adapted, self.config.rank_by)
         return ctx.train(model, "retune", share=1 - self.config.share)
+
+    def _behead(self, model: nn.Module) -> None:
+        """Take the wrappers out, remove heads from the stock model, put what is left of the wrappers back."""
+        layers = wrapped(model)
+        scores = {name: _ranked(layer, self.config.rank_by).cpu() for name, layer in layers.items()}
+        insert(model, {name: layer.base_layer for name, layer in layers.items()})
+        kept = choose(model, scores, self.config.heads)
+        left = slices(model, kept)
+        self.removal = RemovalMethod(self.config)
+        self.removal.cut(model, kept)
+        self.removed = self.removal.measure(model, None)
+        insert(model, {name: layer.sliced(model.get_submodule(name), left.get(name)) for name, layer in layers.items()})
 
     def finalize(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The updates stay, rounded to the dtype of their maps, or are folded in; all parameters require gradients again."""
@@ -133,7 +168,9 @@ class Dsee(AdapterMethod):
         return model.requires_grad_(True)
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
-        """Share of zeros in W over all prunable weights, and over the two groups."""
+        """Share of zeros in W over all prunable weights, and over the two groups; or the heads that are left."""
+        if self.config.pruning == "heads":
+            return self.removed
         counts = {group: _zeros(weights) for group, weights in groups(model).items()}
         zeros, total = (sum(column) for column in zip(*counts.values(), strict=True))
         return {"sparsity": zeros / total, "prunable": total} | {f"sparsity_{g}": z / n if n else 0.0 for g, (z, n) in counts.items()}
@@ -143,13 +180,18 @@ class Dsee(AdapterMethod):
         layers = wrapped(model)
         tensors = {f"{name}.{key}": getattr(layer, key).detach() for name, layer in layers.items() for key in PARTS}
         insert(model, {name: layer.base_layer for name, layer in layers.items()})
+        if self.config.pruning == "heads":
+            model, kept = self.removal.detach(model)
+            tensors |= kept
         return model, tensors
 
     def attach(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-        """Wrap the targets again."""
+        """Remove the zeros of heads that went, wrap the targets again."""
         scale = self.config.alpha / self.config.r
+        if kept := {key: index for key, index in tensors.items() if key.startswith(PREFIX)}:
+            model = RemovalMethod(self.config).attach(model, kept)
         layers: dict[str, nn.Module] = {}
-        for name in self._names(model):
+        for name in () if self.config.merge else self._names(model):
             own = {key: tensors[f"{name}.{key}"] for key in PARTS}
             base = model.get_submodule(name)
             layer = layers[name] = DseeLinear(base, own["down"].to(base.weight.device), own["positions"], scale)
@@ -203,10 +245,14 @@ def _scores(model: nn.Module, weights: dict[str, nn.Parameter], rank_by: str) ->
     """What ranks the weights under an update, in the orientation of the parameter."""
     layers = {id(layer.stock().weight): layer for layer in wrapped(model).values()}
     for name, p in weights.items():
-        layer = layers[id(p)]
-        chosen = {"update": layer.update, "weight": lambda: weight_and_bias(layer.base_layer)[0], "both": lambda: layer.folded()[0]}  # noqa: B023
-        score = chosen[rank_by]().abs()
-        yield name, score.mT if weight_is_transposed(layer.stock()) else score
+        score = _ranked(layers[id(p)], rank_by)
+        yield name, score.mT if weight_is_transposed(layers[id(p)].stock()) else score
+
+
+def _ranked(layer: DseeLinear, rank_by: str) -> Tensor:
+    """|update|, |W| or |W + update|, (out, in)."""
+    chosen = {"update": layer.update, "weight": lambda: weight_and_bias(layer.base_layer)[0], "both": lambda: layer.folded()[0]}
+    return chosen[rank_by]().abs()
 
 
 def _zeros(weights: dict[str, nn.Parameter]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import cli
+from analysis import cli, source
 from analysis.d90 import d90
 
 CELL = {"status": "done", "variant": "main", "higher_is_better": True, "model": "minilm", "column": "glue/sst2@last", "recipe.lr": 1e-2}
@@ -46,11 +46,11 @@ def test_the_smallest_d_by_mean_and_best_learning_rate() -> None:
 def test_the_command_prints_it_or_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "load", lambda store, sweep: FRAME)
+    monkeypatch.setattr(source, "load", lambda store, sweep, where: FRAME)
     assert cli.main(["d90", "intrinsic_dim", "--store", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "0.900" in shown and "50" in shown
-    monkeypatch.setattr(cli, "load", lambda store, sweep: FRAME[FRAME["method"] == "full_ft"])
+    monkeypatch.setattr(source, "load", lambda store, sweep, where: FRAME[FRAME["method"] == "full_ft"])
     assert cli.main(["d90", "--store", str(tmp_path)]) == 2
     assert "intrinsic_dim" in capsys.readouterr().err
 

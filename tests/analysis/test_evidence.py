@@ -203,6 +203,12 @@ def test_a_failed_seed_is_not_compared(tmp_path: Path) -> None:
     assert found.verdict == NOT_RUN and "not every seed finished" in answered(found)[0]
 
 
+def test_what_no_record_compares_is_named(tmp_path: Path) -> None:
+    asked = Direction("dora", "lora", ["glue/*"], at={"method.r": 8}, worse_at={"method.rslora": False})
+    found = line(claim(direction=asked, model="LLaMA-7B"), lora_store(tmp_path))
+    assert (found.verdict, found.reason) == (NOT_RUN, "no record compares dora with lora (rslora=False), both (r=8), under glue/*")
+
+
 def test_one_seed_of_a_random_method_tells_nothing(tmp_path: Path) -> None:
     """However wide the difference: how much a seed changes is not known. Two deterministic methods are told by their examples."""
     for fixed, verdict in ((False, UNTOLD), (True, SAME)):

@@ -28,11 +28,11 @@ class FakeContext:
         self.probe: Callable[[nn.Module], None] | None = None
         """Called after the method saw the gradients, before they are clipped."""
 
-    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True) -> nn.Module:
+    def train(self, model: nn.Module, phase: str = "main", *, share: float = 1.0, select: bool = True, order: str = "") -> nn.Module:
         self.phases.append(phase)
         optimizer = self.optimizer = self.method.optimizer(model, self.settings)
         model.train()
-        for step, batch in enumerate(self.rows):
+        for step, batch in enumerate(self._ordered(order)):
             self.method.on_step(model, step, self)
             optimizer.zero_grad()
             self.method.loss(model, batch, self).backward()
@@ -43,6 +43,10 @@ class FakeContext:
             optimizer.step()
             self.method.on_update(model, step + 1, self)
         return model
+
+    def _ordered(self, order: str) -> list[Batch]:
+        shuffled = torch.randperm(len(self.rows), generator=self.generator(order)).tolist() if order else range(len(self.rows))
+        return [self.rows[i] for i in shuffled]
 
     def add_parameters(self, parameters: list[nn.Parameter], like: nn.Parameter, *, restart: bool = False) -> None:
         """There is no schedule that could begin anew."""

@@ -10,8 +10,10 @@ from methods.adapters.own_base import wrapped
 from methods.adapters.peft_base import ADAPTER, wrap
 from methods.adapters.wrapped import weight_and_bias
 from methods.maths.grebsmo import support
-from methods.roles import head_names, prunable_parameters, role_names
+from methods.prune.structured import groups as groups_of
+from methods.roles import head_names, prunable_parameters, role_names, weight_is_transposed
 from methods.sparse.dsee import Dsee, groups, prune
+from methods.sparse.dsee_heads import Slices, moved
 from methods.spec import Traits, UserError
 from tests.methods.adapted import count_on, prepared, shake, weight_of
 from tests.methods.fakes import batches, build, changed, logits, snapshot, trainable
@@ -22,7 +24,7 @@ FAMILIES = ["tiny_bert", "tiny_gpt2", "tiny_llama", "tiny_mixtral"]
 def dsee(**changes: object) -> Dsee:
     values = {
         "r": 3, "alpha": 6.0, "n": 7, "targets": ["q", "v"], "omega": "grebsmo", "rounds": 100, "threshold": 0.01, "sparsity": 0.5,
-        "sparsity_adapted": 0.5, "rank_by": "update", "pruning": "unstructured", "share": 0.5, "merge": False,
+        "sparsity_adapted": 0.5, "rank_by": "update", "pruning": "unstructured", "share": 0.5, "merge": False, "heads": 1,
     }  # fmt: skip
     return Dsee(Dsee.Config(**(values | changes)))
 
@@ -189,7 +191,7 @@ def test_traits() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pruning": "heads"}, "method.pruning=heads is not allowed; allowed: unstructured"),
+        ({"pruning": "neurons"}, "method.pruning=neurons is not allowed; allowed: unstructured, heads"),
         ({"omega": "top"}, "method.omega=top is not allowed; allowed: grebsmo, random, magnitude"),
         ({"rank_by": "WAB"}, "method.rank_by=WAB is not allowed; allowed: update, weight, both"),
         ({"sparsity": 1.0}, r"method.sparsity=1.0 is out of range; allowed: a number in \[0, 1\)"),
@@ -204,3 +206,63 @@ def test_bad_configurations(changes: dict, message: str) -> None:
 def test_more_positions_than_weights() -> None:
     with pytest.raises(UserError, match=r"method.n=1025 is more than the 1024 weights of .*query; give a smaller method.n"):
         prepared(dsee(n=1025), build("tiny_bert"))
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt2", "tiny_llama", "tiny_qwen2"])
+def test_heads_with_the_smallest_updates_go_with_their_rows_and_columns(name: str) -> None:
+    """What is left computes what the whole model computes with the values of those heads zeroed and their updates taken away."""
+    model, ctx = prepared(dsee(pruning="heads"), build(name))
+    shake(model, 0.05)
+    whole = copy.deepcopy(model)
+    kinds = [group for group in groups_of(copy.deepcopy(build(name))) if group.kind == "heads"]
+    expected = {}
+    for group in kinds:
+        sums = torch.zeros(group.units)
+        for key, layer in wrapped(whole).items():
+            for unit, rows in enumerate(group.rows.get(key, torch.empty(0, 0, dtype=torch.long))):
+                sums[unit] += layer.update()[rows].abs().sum()
+        expected[group.key] = sorted(range(group.units), key=lambda u, s=sums: -float(s[u]))[: group.units - 1]
+        (reader,) = group.columns
+        gone = [u for u in range(group.units) if u not in expected[group.key]]
+        module = whole.get_submodule(reader)
+        matrix = module.weight.data.mT if weight_is_transposed(module) else module.weight.data
+        matrix[:, group.columns[reader][gone].flatten()] = 0
+    ctx.method._behead(model)
+    assert {key: sorted(k) for key, k in expected.items()} == {
+        key: index.tolist() for key, index in ctx.method.removal.kept.items() if key in expected
+    }
+    assert torch.allclose(logits(model), logits(whole), atol=1e-5)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
+    fitted = ctx.train(model, "retune")
+    assert sum(len(layer.values) for layer in wrapped(fitted).values()) < sum(len(layer.values) for layer in wrapped(whole).values()) + 1
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_llama"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_beheaded_model_comes_back_from_its_export(name: str, merge: bool) -> None:
+    m = dsee(pruning="heads", merge=merge)
+    model, ctx = prepared(m, build(name))
+    model = m.finalize(m.fit(model, ctx), ctx)
+    expected = logits(model)
+    stock, tensors = m.detach(copy.deepcopy(model))
+    assert not wrapped(stock)
+    assert torch.equal(logits(dsee(pruning="heads", merge=merge).attach(stock, tensors)), expected)
+
+
+def test_positions_follow_their_rows_and_columns() -> None:
+    entries = torch.zeros(6, 5)
+    positions = torch.tensor([1, 7, 12, 18, 24, 29])
+    entries.view(-1)[positions] = torch.arange(1.0, 7.0)
+    for rows, columns in ((torch.tensor([0, 2, 4, 5]), None), (None, torch.tensor([1, 2, 4]))):
+        stays, new = moved(positions, 5, Slices(rows, columns))
+        small = entries[rows] if rows is not None else entries[:, columns]
+        again = torch.zeros(small.numel())
+        again[new] = torch.arange(1.0, 7.0)[stays]
+        assert torch.equal(again.view_as(small), small)
+
+
+def test_removing_all_heads_or_heads_without_updates_is_refused() -> None:
+    for changes, message in (({"heads": 9}, r"method\.heads=9 leaves nothing"), ({"targets": ["up"]}, r"give method\.targets=\[q,v\]")):
+        model, ctx = prepared(dsee(pruning="heads", **changes), build("tiny_bert"))
+        with pytest.raises(UserError, match=message):
+            ctx.method.fit(model, ctx)

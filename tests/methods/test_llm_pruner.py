@@ -123,3 +123,10 @@ def test_random_units_come_from_the_seed() -> None:
         m.prepare(build("tiny_llama", classify=False), FakeContext(m, [], seed=seed))
         chosen.append(torch.cat(list(m.kept.values())))
     assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
+
+
+def test_gradients_need_a_language_model_head() -> None:
+    with pytest.raises(UserError, match=r"importance=param_first takes gradients .* this llama has no .* give method\.importance=l1"):
+        pruned(build("tiny_llama"), importance="param_first")
+    _, model = pruned(build("tiny_llama"), importance="l1")
+    assert groups(model)[0].units == groups(build("tiny_llama"))[0].units // 2

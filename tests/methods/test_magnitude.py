@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from methods.base import Method
 from methods.prune.magnitude import Magnitude
 from methods.prune.random_mask import RandomMask
-from methods.roles import prunable_parameters
+from methods.roles import layers, prunable_parameters
 from methods.spec import Traits, UserError
 from tests.methods.fakes import FakeContext, batches, build, changed, logits, snapshot
 
@@ -183,6 +183,37 @@ def test_meta_device_needs_no_weights() -> None:
     model, _ = prepared(method(scope="global"), build("bert_base", device="meta"))
     masks = [b for n, b in model.named_buffers() if n.endswith("_mask")]
     assert sum(mask.numel() for mask in masks) == 84_934_656
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
+def test_allocations_keep_the_whole_and_follow_the_scores(name: str) -> None:
+    with torch.no_grad():
+        model = build(name)
+        first, second = (block for block in layers(model))
+        for block, factor in ((first, 1.0), (second, 3.0)):
+            for module in block.modules():
+                if isinstance(module, nn.Linear | Conv1D):
+                    module.weight *= factor
+    weights = {key: value.clone() for key, value in prunable_parameters(model).items()}
+    everywhere = method(allocation="global")
+    model, ctx = prepared(everywhere, model)
+    threshold = torch.cat([w.abs().flatten() for w in weights.values()]).double().quantile(0.5)
+    for key, share in everywhere.measure(model, ctx)["sparsity_by_parameter"].items():
+        assert share == pytest.approx(float((weights[key].abs().double() <= threshold).double().mean()), abs=0.01)
+    owl = method(allocation="owl", owl_reach=0.1)
+    model, ctx = prepared(owl, build(name))
+    measured = owl.measure(model, ctx)
+    assert measured["sparsity"] == pytest.approx(0.5, abs=0.02)
+    shares = sorted({round(s, 2) for s in measured["sparsity_by_parameter"].values()})
+    assert shares[-1] - shares[0] == pytest.approx(0.2, abs=0.02)  # two blocks: the ends of 2 lambda
+    assert ctx.phases == ["calibrate"]
+
+
+def test_allocation_is_for_one_shot_within_layers() -> None:
+    assert Magnitude.Config(**{**vars(method(allocation="owl").config)}).adjust(Magnitude.traits).calibration
+    for changes in ({"when": "gradual"}, {"scope": "global"}, {"pattern": "2:4"}):
+        with pytest.raises(UserError, match=r"allocation"):
+            method(allocation="owl", **changes)
 
 
 def test_traits_and_shared_configuration() -> None:
