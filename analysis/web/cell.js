@@ -77,16 +77,16 @@ function sections(found) {
   if (found.config) add("Configuration", found.config);
   if (found.record) recorded(found.record, made, add);
   if (found.log) made.push(section("End of the log", preformatted(found.log)));
-  if (found.record) made.push(section("Make it again", preformatted([remake(opened)])));
+  if (found.record) made.push(section("Make it again", preformatted(remake(opened, found.remake))));
   return made;
 }
 
 const preformatted = (texts) => el("pre", { tabindex: "0" }, texts.join("\n"));
 
-// The command that says how; its cell as a shell takes it.
-function remake(cell) {
+// The command that makes it, where the page has it, and the one that also says with what; the cell as a shell takes it.
+function remake(cell, command) {
   const quoted = /^[\w.-]+$/.test(cell) ? cell : `'${cell.replaceAll("'", "'\\''")}'`;
-  return `parebench-report reproduce ${quoted} ${data.store}`;
+  return [...(command ? [command, ""] : []), `parebench-report reproduce ${quoted} ${data.store}`];
 }
 
 function recorded(record, made, add) {
