@@ -1,6 +1,5 @@
 // One cell: what it measured, how it was configured, what it cost, how it trained, what it logged.
 const dialog = $("cell");
-const NUMERIC = /^[-\d.,e]+$/;
 let opened = "";
 
 function showCell() {
@@ -42,20 +41,6 @@ function seeds(cells, current) {
 function measured(own) {
   const rows = own.map((one) => [columnName(one), one.variant, data.columns[one.column]?.metric ?? "", valueOf(one)]);
   return section("Measured", table(["protocol", "variant", "metric", "value"], rows));
-}
-
-function definition(pairs) {
-  return el("dl", {}, ...pairs.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value)]));
-}
-
-function section(title, ...content) {
-  return el("section", {}, el("h3", {}, title), ...content);
-}
-
-function table(titles, rows) {
-  const head = el("tr", {}, ...titles.map((title) => el("th", { scope: "col", class: "text" }, title)));
-  const body = rows.map((row) => el("tr", {}, ...row.map((text, i) => (i ? el("td", { class: NUMERIC.test(text) ? "text number" : "text" }, text) : el("th", { scope: "row", class: "text" }, text)))));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": titles.join(", ") }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
 }
 
 // Nested blocks as lines of dotted keys.

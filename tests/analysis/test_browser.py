@@ -393,3 +393,19 @@ def test_a_filter_that_the_page_does_not_have_is_none(tab, shown):
 def test_nothing_found_is_said(tab, shown):
     reopen(tab, shown, "#view=cells&q=nothing+like+it")
     assert texts(tab, "#view-cells tbody tr") == ["Nothing matches these filters."]
+
+
+def test_ranks_across_tasks_are_shown(started, tmp_path):
+    for i, method in enumerate(("one", "two", "three")):
+        for task in "abc":
+            for seed in (0, 1):
+                predicted = scores(method, seed, 0.6 + 0.1 * i)
+                record(tmp_path, f"{method}{task}{seed}", method, seed, predicted, task=f"toy/{task}", protocol=f"toy/{task}@heldout")
+    frame = load(tmp_path)
+    built = table(frame, tmp_path, Layout())
+    (tmp_path / "page.html").write_text(page(built, frame, details(frame, tmp_path)), encoding="utf-8")
+    started.open(tmp_path / "page.html")
+    (ranking,) = built.rankings
+    shown = texts(started, "#view-results .scroll:not(:has([role=grid])) tbody th + td")
+    assert shown == [one.label for one in ranking.ranking.standings] == ["three", "two", "one"]
+    assert started.problems == []
