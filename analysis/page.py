@@ -9,7 +9,7 @@ import base64
 import gzip
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
@@ -72,14 +72,18 @@ class Made:
     command: str
 
 
-def details(frame: pd.DataFrame, store: Path, told: str | None = None) -> Details:
-    """Records, curves, logs and predictions of the cells of a frame, from the store that they lie in; `told`: the options that name it."""
+def details(frame: pd.DataFrame, store: Path, told: str | None = None, commands: Mapping[str, str] | None = None) -> Details:
+    """Records, curves, logs and predictions of the cells of a frame, from the store that they lie in.
+
+    `told`: the options that name the store; `commands`: cell -> how it is made again.
+    """
+    again = commands or {}
     chunks = Chunks()
     cells = sorted(set(frame["cell"]))
     points = min(POINTS, max(40, CURVE_POINTS // (4 * max(1, len(cells)))))
     where, records = {}, []
     for batch in _batches(cells):
-        traces = {cell: trace(store, cell, points) for cell in batch}
+        traces = {cell: trace(store, cell, points) | ({"remake": again[cell]} if cell in again else {}) for cell in batch}
         records += [found["record"] for found in traces.values() if "record" in found]
         where |= dict.fromkeys(batch, chunks.add(traces))
     measured = with_predictions(frame)

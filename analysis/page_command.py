@@ -16,6 +16,7 @@ from analysis.layout import Layout
 from analysis.means import with_means
 from analysis.page import Made, details, page
 from analysis.papers import MEMORY, Published
+from analysis.remakes import remakes
 from analysis.tables import Table
 
 UNCOUNTED = "not counted"
@@ -35,7 +36,7 @@ def report(
     whole, _ = with_changes(with_means(frame, layout.means).frame)
     found = claims(counts, [Evidence(store, sweep)])
     made = Made(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), shlex.join(["parebench-report", *argv]))
-    return page(table, whole, details(frame, store, mirror(argv)), found, made)
+    return page(table, whole, details(frame, store, mirror(argv), remakes(frame, store)), found, made)
 
 
 def mirror(argv: Sequence[str]) -> str | None:

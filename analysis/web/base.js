@@ -69,3 +69,19 @@ const resultsIn = byKey(results, (one) => one.cell);
 const columnTitle = (column) => `${column.name} ${column.metric} ${column.higher ? "↑" : "↓"}`;
 const searchable = (...parts) => parts.join(" ").toLowerCase();
 const unique = (values) => [...new Set(values)];
+
+// Small fixed tables and headed sections.
+const NUMERIC = /^[-\d.,e]+$/;
+function definition(pairs) {
+  return el("dl", {}, ...pairs.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value)]));
+}
+
+function section(title, ...content) {
+  return el("section", {}, el("h3", {}, title), ...content);
+}
+
+function table(titles, rows) {
+  const head = el("tr", {}, ...titles.map((title) => el("th", { scope: "col", class: "text" }, title)));
+  const body = rows.map((row) => el("tr", {}, ...row.map((text, i) => (i ? el("td", { class: NUMERIC.test(text) ? "text number" : "text" }, text) : el("th", { scope: "row", class: "text" }, text)))));
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": titles.join(", ") }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
+}

@@ -1,6 +1,5 @@
 // One cell: what it measured, how it was configured, what it cost, how it trained, what it logged.
 const dialog = $("cell");
-const NUMERIC = /^[-\d.,e]+$/;
 let opened = "";
 
 function showCell() {
@@ -44,20 +43,6 @@ function measured(own) {
   return section("Measured", table(["protocol", "variant", "metric", "value"], rows));
 }
 
-function definition(pairs) {
-  return el("dl", {}, ...pairs.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value)]));
-}
-
-function section(title, ...content) {
-  return el("section", {}, el("h3", {}, title), ...content);
-}
-
-function table(titles, rows) {
-  const head = el("tr", {}, ...titles.map((title) => el("th", { scope: "col", class: "text" }, title)));
-  const body = rows.map((row) => el("tr", {}, ...row.map((text, i) => (i ? el("td", { class: NUMERIC.test(text) ? "text number" : "text" }, text) : el("th", { scope: "row", class: "text" }, text)))));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": titles.join(", ") }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
-}
-
 // Nested blocks as lines of dotted keys.
 function leaves(value, prefix = "") {
   if (value === null || typeof value !== "object") return [[prefix, value]];
@@ -77,16 +62,16 @@ function sections(found) {
   if (found.config) add("Configuration", found.config);
   if (found.record) recorded(found.record, made, add);
   if (found.log) made.push(section("End of the log", preformatted(found.log)));
-  if (found.record) made.push(section("Make it again", preformatted([remake(opened)])));
+  if (found.record) made.push(section("Make it again", preformatted(remake(opened, found.remake))));
   return made;
 }
 
 const preformatted = (texts) => el("pre", { tabindex: "0" }, texts.join("\n"));
 
-// The command that says how; its cell as a shell takes it.
-function remake(cell) {
+// The command that makes it, where the page has it, and the one that also says with what; the cell as a shell takes it.
+function remake(cell, command) {
   const quoted = /^[\w.-]+$/.test(cell) ? cell : `'${cell.replaceAll("'", "'\\''")}'`;
-  return `parebench-report reproduce ${quoted} ${data.store}`;
+  return [...(command ? [command, ""] : []), `parebench-report reproduce ${quoted} ${data.store}`];
 }
 
 function recorded(record, made, add) {

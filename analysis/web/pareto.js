@@ -1,6 +1,7 @@
 // Quality against one cost: a mark a row, shaped and coloured by family, and the front of what nothing beats in both.
 const families = unique(data.blocks.flatMap((block) => block.rows.map((row) => row.family))).sort();
 const SHAPES = ["circle", "square", "diamond", "up", "down", "cross"];
+const CROWD = 200;
 const plot = svg("svg", { id: "plot", class: "plot", role: "group", "aria-label": "quality against cost" });
 const pickColumn = el("select", { id: "column" }), pickCost = el("select", { id: "cost" });
 const spoken = el("p", { id: "hover", "aria-live": "polite" });
@@ -78,8 +79,9 @@ function drawPoints(found, column, cost) {
     if (spread) plot.append(svg("line", { class: `bar ${familyClass(at.point.row.family)}`, x1: at.x, x2: at.x, y1: y.place(at.point.y - spread), y2: y.place(at.point.y + spread) }));
   }
   placed.forEach((at, i) => plot.append(markOf(at, i === 0)));
-  // Names of the front first: where there is room for few, those are read.
-  for (const at of [...placed].sort((a, b) => onFront.has(b.point) - onFront.has(a.point))) nameMark(at, box, taken);
+  // Names of the front first: where there is room for few, those are read; among very many marks, no others.
+  const ordered = [...placed].sort((a, b) => onFront.has(b.point) - onFront.has(a.point));
+  for (const at of ordered) if (placed.length <= CROWD || onFront.has(at.point)) nameMark(at, box, taken);
 }
 
 // The front goes on to the right at its best quality, and each step is as high as what is had for that cost.

@@ -68,7 +68,7 @@ def shown(store, frame, lines, tmp_path_factory):
     """The page's file."""
     built = table(frame, store, Layout(title=f"Simulated {SCRIPT}", heading=SCRIPT, baseline="full_ft"))
     file = tmp_path_factory.mktemp("page") / "page.html"
-    file.write_text(page(built, frame, details(frame, store), lines), encoding="utf-8")
+    file.write_text(page(built, frame, details(frame, store, commands={"lora0": "parebench method=lora seed=0"}), lines), encoding="utf-8")
     return file
 
 
@@ -204,7 +204,8 @@ def test_arrow_keys_reach_a_cell_and_enter_opens_it(tab, store):
     assert any("lr0.001" in text for text in tables) and any("parameters.trainable_method3000" in text for text in tables)
     assert any("packages.torch2.13.0" in text for text in tables)
     assert texts(tab, "#cell pre")[0].startswith("the log of it")
-    assert texts(tab, "#cell pre")[1] == f"parebench-report reproduce lora0 --store {store}"
+    commands = ["parebench method=lora seed=0", f"parebench-report reproduce lora0 --store {store}"]
+    assert texts(tab, "#cell pre")[1] == "\n\n".join(commands)
     tab.press("Escape")
     tab.until("!document.getElementById('cell').open && !location.hash.includes('cell')")
 
@@ -392,3 +393,19 @@ def test_a_filter_that_the_page_does_not_have_is_none(tab, shown):
 def test_nothing_found_is_said(tab, shown):
     reopen(tab, shown, "#view=cells&q=nothing+like+it")
     assert texts(tab, "#view-cells tbody tr") == ["Nothing matches these filters."]
+
+
+def test_ranks_across_tasks_are_shown(started, tmp_path):
+    for i, method in enumerate(("one", "two", "three")):
+        for task in "abc":
+            for seed in (0, 1):
+                predicted = scores(method, seed, 0.6 + 0.1 * i)
+                record(tmp_path, f"{method}{task}{seed}", method, seed, predicted, task=f"toy/{task}", protocol=f"toy/{task}@heldout")
+    frame = load(tmp_path)
+    built = table(frame, tmp_path, Layout())
+    (tmp_path / "page.html").write_text(page(built, frame, details(frame, tmp_path)), encoding="utf-8")
+    started.open(tmp_path / "page.html")
+    (ranking,) = built.rankings
+    shown = texts(started, "#view-results .scroll:not(:has([role=grid])) tbody th + td")
+    assert shown == [one.label for one in ranking.ranking.standings] == ["three", "two", "one"]
+    assert started.problems == []
