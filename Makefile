@@ -46,7 +46,8 @@ accept: install
 # ratios and limits of speed; on a machine that does nothing else
 bench: install
 	$(BIN)/python -m pytest -m bench -s tests/bench/sweep_scale.py tests/bench/sweep_restart.py tests/bench/sweep_overhead.py \
-		tests/bench/adapter_cost.py tests/bench/switching.py
+		tests/bench/adapter_cost.py tests/bench/switching.py tests/bench/structured_latency.py tests/bench/report_scale.py \
+		tests/bench/page_scale.py
 
 lint: install
 	$(BIN)/pip install --quiet ruff==0.17.5
