@@ -12,8 +12,10 @@ from harness import lease
 from harness import trackkeys as keys
 from harness.record import Record
 from harness.redact import redact
-from harness.registry import files
+from harness.registry import files, load_spec
 from harness.store import Store
+from harness.typed import as_plain
+from tasks.spec import KINDS
 
 DONE, RUNNING, INTERRUPTED = "done", "running", "interrupted"
 SHOWN_OF_MODEL = ("name", "family", "max_length")
@@ -211,7 +213,12 @@ def _unfinished(container: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     recipe = {key: value for key, value in (container.get("recipe") or {}).items() if value is not None}
     model = {key: value for key, value in container["model"].items() if key in SHOWN_OF_MODEL}
-    return container | {"method": _without(container["method"], "recipes"), "model": model, "recipe": recipe, "data": {}}
+    method, task = container["method"], container["task"]
+    if method["name"] in files():
+        method = as_plain(load_spec(method["name"]).config, method)
+    if task.get("kind") in KINDS:
+        task = as_plain(KINDS[task["kind"]], task)
+    return container | {"method": _without(method, "recipes"), "model": model, "task": task, "recipe": recipe, "data": {}}
 
 
 def _without(block: dict[str, Any], key: str) -> dict[str, Any]:

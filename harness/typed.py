@@ -87,6 +87,12 @@ def plain(value: Any) -> dict[str, Any]:
     return {f.name: _plain(v) for f, v in held.items() if "added" not in f.metadata or f.metadata["added"] != v}
 
 
+def as_plain(schema: type, block: Mapping[str, Any]) -> dict[str, Any]:
+    """What `plain` would leave of the values of a block of `schema`."""
+    later = {f.name: f.metadata["added"] for f in fields(schema) if "added" in f.metadata}
+    return {key: value for key, value in block.items() if key not in later or later[key] != value}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Stage):
         recipe = {"recipe": plain(value.recipe)} if value.trains() else {}

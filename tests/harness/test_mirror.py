@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from harness import dispatch, lease, worker
+from harness import dispatch, lease, runview, worker
 from harness.cli import run
 from harness.config import TrackerConfig
 from harness.mirror import started
+from harness.store import Store
 from tests.contract.toy import write_toy_data
 from tests.harness.tiny_sweep import SIX, TINY, cells, sweep, warnings
 from tests.harness.wandb_files import OfflineRun, read_run, read_runs
@@ -84,6 +85,16 @@ def test_the_configuration_is_that_of_the_record(live: Path) -> None:
         expected |= {name: half[name]["name"] for name in ("method", "model", "task", "budget")}
         expected |= {"seed": half["seed"], "precision": "float32", "cell": cell, "family": one.tags[0]}
         assert one.config == expected
+
+
+def test_the_configuration_of_a_running_cell_is_a_part_of_what_its_record_will_say(live: Path) -> None:
+    """W&B only adds to a configuration, so a key that the record does not have would stay."""
+    for cell in (cell for cell, record in cells(live).items() if record["status"] == "done"):
+        done, running = (runview.newest(Store(live), cell) for _ in (0, 1))
+        running.__dict__["record"] = None  # as long as there is none
+        config = running.title("six", "running").config
+        assert config.items() <= done.title("six", "done").config.items()
+        assert {"recipe/batch", "task/limit", "budget/examples"} <= config.keys()
 
 
 def test_the_history_is_the_learning_curve(live: Path) -> None:
