@@ -20,7 +20,7 @@ quickstart: install
 	$(BIN)/parebench-report table quickstart && $(BIN)/parebench-report page quickstart && exit $$code
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadscope -m "not accept and not bench and not cluster"
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not accept and not bench and not cluster"
 
 # a real one-node SLURM; skips and says why where Debian's packages (root, apt-get) or submitit cannot be installed
 test-cluster: install
@@ -34,7 +34,7 @@ test-ray: install
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_ray.py
 
 contract-all: install
-	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 tests/contract
+	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist loadgroup tests/contract
 
 accept: install
 	for sweep in $(REFERENCE); do \
@@ -46,7 +46,8 @@ accept: install
 # ratios and limits of speed; on a machine that does nothing else
 bench: install
 	$(BIN)/python -m pytest -m bench -s tests/bench/sweep_scale.py tests/bench/sweep_restart.py tests/bench/sweep_overhead.py \
-		tests/bench/adapter_cost.py tests/bench/switching.py
+		tests/bench/adapter_cost.py tests/bench/switching.py tests/bench/structured_latency.py tests/bench/report_scale.py \
+		tests/bench/page_scale.py
 
 lint: install
 	$(BIN)/pip install --quiet ruff==0.17.5

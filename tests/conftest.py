@@ -9,6 +9,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a module's tests stay in one process, those of the contract all that meet one tiny model.
+
+    So a life of a pair is lived once, and the reference that all methods on a model are compared with, too.
+    """
+    for item in items:
+        pair = getattr(item, "callspec", None) and item.callspec.params.get("trial")
+        item.add_marker(pytest.mark.xdist_group(f"contract-{pair[1]}" if pair else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(autouse=True)
 def _loggers_speak() -> None:
     """Hydra's `job_logging: disabled` silences the root and every logger that exists; no test that reads log lines may depend on order."""

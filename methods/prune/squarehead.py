@@ -3,7 +3,8 @@ L = c_ce CE + c_kl KL + c_sq sum_l MSE(h_l^S, h_l^T) / (MSE(h_l^T, 0) + eps).
 
 The teacher T is the model fine-tuned densely for a share of the budget, the student S the same model pruned once (`criterion`) and
 trained under its mask with L for the rest. h_l: hidden states of layers 1 to L over attended tokens. KL covers the tokens with labels.
-The paper prunes from 40 to 80 % in several such runs, each student pruned further: a chain of these.
+Both means of a ratio are over the whole batch, which several processes would cut, so one trains. The paper prunes from 40 to 80 % in
+several such runs, each student pruned further: a chain of these.
 """
 
 import copy
@@ -62,7 +63,7 @@ class Squarehead(MaskedMethod):
             drawn = ("mask",) if self.criterion == "random" else ()
             return replace(traits, calibration=looks, moe=traits.moe and not looks, randomness=drawn)
 
-    traits = Traits(sparse=True)
+    traits = Traits(sparse=True, distributed=())
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The loaded model: the teacher comes first, so pruning is a part of `fit`."""

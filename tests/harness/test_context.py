@@ -88,7 +88,7 @@ def test_a_resume_drops_lines_after_its_checkpoint_and_one_that_a_kill_has_torn(
     history = bench.folder / "history.jsonl"
     history.write_text('{"phase": "other", "step": 9}\n{"phase": "main", "step": 2}\n{"phase": "main", "st')
     listener = PhaseListener(bench.ctx, "main", PeakMeter("cpu"), 0.0)
-    listener.rewind(bench.ctx._plan("main", 1.0, True, bench.folder / "checkpoints" / "main"))
+    listener.rewind(bench.ctx._plan("main", 1.0, True, "", bench.folder / "checkpoints" / "main"))
     assert history.read_text() == '{"phase": "other", "step": 9}\n'
 
 

@@ -45,7 +45,9 @@ def note_threads(path):
 
 
 def wait_for_stop(folder):
-    (Path(folder) / "started").write_text(str(os.getpid()))
+    aside = Path(folder) / "starting"
+    aside.write_text(str(os.getpid()))
+    aside.rename(Path(folder) / "started")  # whoever waits for it never reads half of it
     for _ in range(6000):
         if stop_requested():
             (Path(folder) / "stopped").touch()

@@ -106,8 +106,14 @@ def test_glue_peft_is_five_methods_on_the_eight_glue_tasks_with_five_seeds() -> 
 
 def test_prune_lm_trains_nothing() -> None:
     calibrated = 3 * 2 * 3 + 3 * 2 + 2 * 3 + 2 * 3 + 3 * 3 + 1
-    assert len(grid("prune_lm")) == 1 + 3 + 1 + 2 * 3 + calibrated + 2
+    assert len(grid("prune_lm")) == 1 + 3 + 1 + 3 + 2 * 3 + calibrated + 2
     assert not any(found.traits.trains for found in resolved("prune_lm"))
+
+
+def test_perp_lm_trains_a_hundred_and_twenty_eight_passages_of_three_seeds() -> None:
+    (trained,) = [found.cell for found in resolved("perp_lm") if found.traits.trains]
+    assert (trained.method, trained.budget.examples, trained.recipe.batch) == ("perp", 128, 4)
+    assert len(grid("perp_lm")) == 2 + 3
 
 
 def test_the_search_of_adapters_tries_the_same_multiples_of_every_recipe() -> None:
