@@ -22,10 +22,11 @@ from analysis.d90 import d90
 from analysis.evidence import Evidence
 from analysis.export import export_records
 from analysis.layout import Layout, layout
+from analysis.load import load
 from analysis.page import page
 from analysis.plots import command as plots
 from analysis.tables import Table, table
-from analysis.tune import picks
+from analysis.tune import picks, values_told
 from analysis.tune import write as write_picks
 from harness.store import write_atomically
 from methods.spec import UserError
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "d90", _d90, "intrinsic dimension: the smallest subspace that reaches 90 %% of full fine-tuning")
     exported = _command(commands, "export-records", _export, "copy records and predictions for committing", rows=False)
     exported.add_argument("--out", type=Path, required=True, help="an empty or new folder, such as sweeps/results/<sweep>")
-    tuned = _command(commands, "tune", _tune, "the best learning rate of each method in a search sweep, by the selection rows")
+    tuned = _command(commands, "tune", _tune, "the best recipe of each method in a search sweep, by the selection rows")
     tuned.add_argument("--budget", help="with --write: the budget whose cells are to use it")
     tuned.add_argument("--write", type=Path, help="add the picks to the recipes in this folder, such as conf/method")
     reproduce.add(commands)
@@ -205,11 +206,10 @@ def _tune(options: argparse.Namespace) -> None:
         raise UserError("give the name of a search sweep, and --budget together with --write; type parebench-report tune --help")
     found = picks(source.frame(options))
     shown = RichTable(box=SIMPLE, pad_edge=False)
-    for title in ("method", "model", "chosen", "trials (rate: metric on the selection rows)"):
+    for title in ("method", "model", "chosen", "trials (with the metric on the selection rows)"):
         shown.add_column(title)
     for pick in found:
-        trials = "  ".join(f"{rate:g}: {'failed' if score is None else f'{score:.4f}'}" for rate, score in pick.trials)
-        shown.add_row(pick.method, pick.model, f"{pick.chosen:g}{' (edge)' if pick.on_edge else ''}", trials)
+        shown.add_row(pick.method, pick.model, f"{values_told(pick.chosen)}{' (edge)' if pick.on_edge else ''}", pick.told)
     Console().print(shown)
     for path in write_picks(found, options.sweep, options.budget, options.write) if options.write else ():
         Console(soft_wrap=True).print(Text(f"wrote {path}"))
@@ -228,7 +228,7 @@ def _claims(options: argparse.Namespace) -> int:
 def _evidence(options: argparse.Namespace) -> list[Evidence] | None:
     if options.sweep and not options.store:
         raise UserError("--sweep names a sweep of a store; give --store <folder> too")
-    return [Evidence(store, options.sweep) for store in options.store] if options.store else None
+    return [Evidence(load(store, options.sweep), store, options.sweep) for store in options.store] if options.store else None
 
 
 def _counter() -> claims.Counts:

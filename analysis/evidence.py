@@ -14,7 +14,7 @@ from analysis import stats
 from analysis.changes import MAIN, with_changes
 from analysis.compare import Comparison, Samples, one_per_seed
 from analysis.layout import layout
-from analysis.load import DONE, load
+from analysis.load import DONE
 from analysis.means import with_means
 from analysis.metrics import LOG_SCALE
 from analysis.papers import Direction, Query
@@ -49,10 +49,9 @@ class Answer:
 
 
 class Evidence:
-    """The records of a store: main variants, with the means and changes that its sweep's layout asks for."""
+    """Records of a store (`analysis.load`): main variants, with the means and changes that their sweep's layout asks for."""
 
-    def __init__(self, store: Path, sweep: str | None = None) -> None:
-        frame = load(store, sweep)
+    def __init__(self, frame: pd.DataFrame, store: Path, sweep: str | None = None) -> None:
         sweeps = set(frame["sweep"].dropna())
         means = with_means(frame, layout(sweep or (sweeps.pop() if len(sweeps) == 1 else None)).means)
         whole, changes = with_changes(means.frame)

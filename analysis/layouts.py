@@ -5,7 +5,7 @@ holds no number: what it shows comes from records, or is a published value of `a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,6 @@ from harness.typed import build
 from methods.spec import UserError, choice
 
 FOLDER = Path(str(files("analysis"))) / "layouts"
-KEYS = ("title", "rows", "columns", "sides", "decimals", "scale", "spread", "published", "group_by", "models")
 GROUPS = ("none", "family")
 
 
@@ -71,14 +70,11 @@ class ColumnSpec:
             raise UserError("give exactly one of: protocol, mean")
 
 
-@dataclass
-class PaperLayout:
-    """One file."""
+@dataclass(kw_only=True)
+class Header:
+    """The keys of a layout that are no lists of blocks."""
 
-    slug: str
     title: str
-    rows: list[RowSpec]
-    columns: list[ColumnSpec]
     sides: list[str] = field(default_factory=list)
     decimals: int = 1
     scale: float = 100.0
@@ -90,6 +86,19 @@ class PaperLayout:
     group_by: str = "none"
     models: list[str] | None = None
     """Only these, in this order; null = all that have a row."""
+
+
+@dataclass(kw_only=True)
+class PaperLayout(Header):
+    """One file."""
+
+    slug: str
+    rows: list[RowSpec]
+    columns: list[ColumnSpec]
+
+
+BLOCKS = {"rows": RowSpec, "columns": ColumnSpec}
+KEYS = (*BLOCKS, *(key.name for key in fields(Header)))
 
 
 def slugs() -> list[str]:
@@ -113,33 +122,16 @@ def parse(slug: str, values: Any) -> PaperLayout:
     for key in values:
         if key not in KEYS:
             raise UserError(f"{name}: {unknown('key', str(key), KEYS, sign=' ')}")
-    lists = {key: _list(values.get(key), schema, f"{name}: {key}") for key, schema in (("rows", RowSpec), ("columns", ColumnSpec))}
-    plain = {key: value for key, value in values.items() if key not in lists}
-    made = build(_Plain, plain, "") if isinstance(plain.get("title"), str) else _untitled(name)
+    if not isinstance(values.get("title"), str):
+        raise UserError(f"{name}: title is missing; give title: <text>")
+    lists = {key: _list(values.get(key), schema, f"{name}: {key}") for key, schema in BLOCKS.items()}
+    made = build(Header, {key: value for key, value in values.items() if key not in BLOCKS}, "")
     for side in made.sides:
         choice(f"{name}: sides", side, SIDES)
     choice(f"{name}: group_by", made.group_by, GROUPS)
     if twice := [column.show for column in lists["columns"] if sum(other.show == column.show for other in lists["columns"]) > 1]:
         raise UserError(f"{name}: two columns are called {twice[0]}; names are unique in a layout")
     return PaperLayout(slug=slug, **lists, **vars(made))
-
-
-@dataclass
-class _Plain:
-    """The keys of a layout that are no lists of blocks."""
-
-    title: str
-    sides: list[str] = field(default_factory=list)
-    decimals: int = 1
-    scale: float = 100.0
-    spread: bool = True
-    published: bool = True
-    group_by: str = "none"
-    models: list[str] | None = None
-
-
-def _untitled(name: str) -> _Plain:
-    raise UserError(f"{name}: title is missing; give title: <text>")
 
 
 def _list(blocks: Any, schema: Any, prefix: str) -> list[Any]:

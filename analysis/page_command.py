@@ -34,7 +34,7 @@ def report(
 ) -> str:
     """The whole page; `counts` None leaves counts out."""
     whole, _ = with_changes(with_means(frame, layout.means).frame)
-    found = claims(counts, [Evidence(store, sweep)])
+    found = claims(counts, [Evidence(frame, store, sweep)])
     made = Made(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), shlex.join(["parebench-report", *argv]))
     return page(table, whole, details(frame, store, mirror(argv), remakes(frame, store)), found, made)
 

@@ -1,10 +1,14 @@
 """SIMULATED records for the tests of `analysis`. Nothing here was measured, and nothing of it leaves the tests."""
 
 import json
+import os
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from harness.record import SCHEMA, Phase, Record, Result
 from harness.store import Store
@@ -59,6 +63,20 @@ def record(
     predictions.to_parquet(path)
     Store(store).write(made)
     return made
+
+
+def grid(root: Path, methods: int, models: int, tasks: int, seeds: int, gain: float) -> Iterator[str]:
+    """Write a record per cell of a grid without waiting for the disk, `gain` of accuracy per method, and yield the cell it is of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        for number, (method, model, task, seed) in enumerate(product(range(methods), range(models), range(tasks), range(seeds))):
+            predictions = scores(f"{method} {model} {task}", seed, 0.6 + gain * method + 0.01 * task)
+            cell, name = f"{number:012x}", f"toy/{task}"
+            record(
+                root, cell, f"method{method}", seed, predictions, model=f"model{model}", task=name, protocol=f"{name}@heldout",
+                config={"r": 8}, trainable=10 ** (2 + method % 5) + method,
+            )  # fmt: skip
+            yield cell
 
 
 def failure(

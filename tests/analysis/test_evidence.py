@@ -27,6 +27,7 @@ from analysis.claims import (
     ours_text,
 )
 from analysis.evidence import Answer, Evidence, NotAnsweredError, told
+from analysis.load import load
 from analysis.papers import Against, Claim, Direction, Paper, Published, Query, Setting
 from analysis.stats import Difference
 from tests.analysis.simulate import failure, record, scores
@@ -40,7 +41,7 @@ def claim(value: float = 85, unit: str = "points", verified: str = "official cod
 
 
 def line(stated: Claim, *stores: Path) -> Line:
-    return judged([Published("lora", PAPER, [stated])], ["quality"], {}.__getitem__, [Evidence(store) for store in stores])[0]
+    return judged([Published("lora", PAPER, [stated])], ["quality"], {}.__getitem__, [Evidence(load(store), store) for store in stores])[0]
 
 
 def lora_store(root: Path, accuracies: tuple[float, ...] = (0.85, 0.84, 0.86), **more: object) -> Path:
@@ -181,11 +182,11 @@ def test_only_fair_pairs_answer(tmp_path: Path) -> None:
     pair(tmp_path, 0.85, 0.70)
     record(tmp_path, "long", "dora", 0, scores("dora", 0, 0.99, n=1000), config={"r": 8}, budget="paper")
     record(tmp_path, "wide", "dora", 0, scores("dora", 0, 0.99, n=1000), config={"r": 64})
-    answers = Evidence(tmp_path).answers(UP)
+    answers = Evidence(load(tmp_path), tmp_path).answers(UP)
     assert [(answer.comparison.a, answer.comparison.b) for answer in answers] == [("dora (r=8, budget=short)", "lora")]
-    assert Evidence(tmp_path).answers(Direction("dora", "lora", ["other@*"])) == []
-    assert Evidence(tmp_path).answers(Direction("dora", "lora", ["*"], at={"method.r": [4, 16]})) == []
-    assert len(Evidence(tmp_path).answers(Direction("dora", "lora", ["toy/?@*"], at={"method.r": [8, 16]}))) == 1
+    assert Evidence(load(tmp_path), tmp_path).answers(Direction("dora", "lora", ["other@*"])) == []
+    assert Evidence(load(tmp_path), tmp_path).answers(Direction("dora", "lora", ["*"], at={"method.r": [4, 16]})) == []
+    assert len(Evidence(load(tmp_path), tmp_path).answers(Direction("dora", "lora", ["toy/?@*"], at={"method.r": [8, 16]}))) == 1
 
 
 def test_rows_that_differ_in_their_recipe_alone_are_not_chosen_from(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_direction_from_memory_has_no_verdict(tmp_path: Path) -> None:
 def test_a_mean_over_tasks_answers_by_its_mean(tmp_path: Path) -> None:
     for task, accuracy in (("a", 0.6), ("b", 0.8)):
         record(tmp_path, task, "lora", 0, scores(task, 0, accuracy), protocol=f"toy/{task}@heldout", task=f"toy/{task}")
-    store = Evidence(tmp_path)
+    store = Evidence(load(tmp_path), tmp_path)
     whole = evidence.with_means(store.frame, {"both": ["a", "b"]})
     store.frame = whole.frame
     found = store.value(Query(**ASKED | {"protocol": "toy/both-mean@heldout"}))
@@ -265,7 +266,7 @@ def test_a_mean_over_tasks_answers_by_its_mean(tmp_path: Path) -> None:
 def test_nothing_is_answered_without_records(tmp_path: Path) -> None:
     lora_store(tmp_path)
     with pytest.raises(NotAnsweredError):
-        Evidence(tmp_path).value(Query(**ASKED | {"method": "dora"}))
+        Evidence(load(tmp_path), tmp_path).value(Query(**ASKED | {"method": "dora"}))
 
 
 def test_the_command_looks_records_up_and_counts_the_classes_apart(

@@ -6,6 +6,7 @@ import json
 import re
 from hashlib import sha256
 from html.parser import HTMLParser
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -353,6 +354,21 @@ def test_the_command_writes_a_page_that_says_how_it_was_made(store, tmp_path, ca
     assert set(data["details"]) == set(data["results"]["cell"]) and data["claims"]
     assert sum(len(keys) for keys in data["examples"]["toy/a@heldout"]["parts"].values()) == 12
     assert main(["page", "--store", str(store)]) == 0 and (store / "report.html").is_file()
+
+
+def test_claims_of_a_page_of_some_rows_are_answered_by_those(tmp_path):
+    for method, model in product(("dora", "lora"), ("small", "large")):
+        for seed in range(3):
+            accuracy = (0.9 if method == "dora" else 0.5) + 0.01 * seed
+            record(tmp_path, f"{method}{model}{seed}", method, seed, scores(method, seed, accuracy), config={"r": 8}, model=model)
+
+    def cited(*more):
+        out = tmp_path / "page.html"
+        assert main(["page", "--store", str(tmp_path), "--out", str(out), *more]) == 0
+        return set(re.findall(r"(?:dora|lora)(?:small|large)\d", json.dumps(carried(out.read_text(encoding="utf-8"))["claims"])))
+
+    assert len(cited()) == 12
+    assert cited("--where", "model == 'large'") == {f"{method}large{seed}" for method in ("dora", "lora") for seed in range(3)}
 
 
 def colours():

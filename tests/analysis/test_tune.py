@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from analysis.tune import matcher, picks, write
+from analysis.tuning import searched
 from harness.recipes import parse, resolve
 from methods.spec import UserError
 
@@ -24,20 +25,20 @@ def cells(method: str, scores: dict[float, float | None], values: float = 0.5) -
 def test_the_best_on_the_selection_rows_wins_whatever_the_reported_rows_say() -> None:
     rows = cells("lora", {1e-3: 0.6, 4e-3: 0.8, 2e-2: 0.7}) + cells("vera", {1e-3: 0.5, 4e-3: 0.6, 2e-2: 0.9})
     lora, vera = picks(pd.DataFrame(rows))
-    assert (lora.method, lora.chosen, lora.on_edge) == ("lora", 4e-3, False)
-    assert (vera.method, vera.chosen, vera.on_edge) == ("vera", 2e-2, True)
+    assert (lora.method, lora.chosen, lora.on_edge) == ("lora", {"lr": 4e-3}, False)
+    assert (vera.method, vera.chosen, vera.on_edge) == ("vera", {"lr": 2e-2}, True)
 
 
 def test_failed_trials_count_as_trials_and_ties_go_to_the_lower_rate() -> None:
     (pick,) = picks(pd.DataFrame(cells("lora", {1e-3: 0.7, 4e-3: 0.7, 2e-2: None})))
-    assert pick.chosen == 1e-3 and len(pick.trials) == 3 and pick.trials[2] == (2e-2, None)
+    assert pick.chosen == {"lr": 1e-3} and len(pick.trials) == 3 and pick.trials[2] == ({"lr": 2e-2}, None)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (cells("lora", {1e-3: 0.6, 4e-3: 0.8}) + cells("vera", {1e-3: 0.5}), "vera has 1 trials and others have 2"),
-        (cells("lora", {1e-3: 0.6}) + cells("lora", {1e-3: 0.7}), "two cells of lora on minilm with one learning rate"),
+        (cells("lora", {1e-3: 0.6}) + cells("lora", {1e-3: 0.7}), "two cells of lora on minilm with one recipe.lr"),
         (cells("lora", {1e-3: None}), "no trial of lora on minilm finished"),
         ([{**cells("lora", {1e-3: 0.5})[0], "selection": None}], "no selection rows; run the search with task.selection=heldout"),
         ([{**cells("lora", {1e-3: 0.5})[0], "protocol": "glue/sst2@dev_best[:8]"}], "chose lora on the rows that are reported"),
@@ -84,3 +85,32 @@ def test_a_pick_becomes_the_recipe_of_its_budget_and_replaces_an_earlier_one(tmp
     assert resolve(recipes, names, {})[0]["lr"] == 2e-2
     assert resolve(recipes, names | {"budget": "short"}, {})[0]["lr"] == 5e-4
     assert matcher(found[0], "search", "brief")["when"] == {"model": "minilm", "budget": "brief"}
+
+
+def grid(scores: dict[tuple[float, int], float]) -> pd.DataFrame:
+    """A search over learning rate and batch, beside a method that has no recipe (so that the column of batches holds floats)."""
+    rows = [{**cells("lora", {rate: score})[0], "recipe.batch": batch} for (rate, batch), score in scores.items()]
+    other = [{**cells("none", {0.0: 0.5})[0], "recipe.lr": float(trial)} for trial in range(len(rows))]
+    return pd.DataFrame([*rows, *other]).assign(cell=range(2 * len(rows)))
+
+
+def test_every_key_of_the_recipe_that_trials_differ_in_is_chosen(tmp_path) -> None:
+    frame = grid({(1e-3, 16): 0.6, (1e-3, 32): 0.7, (4e-3, 16): 0.9, (4e-3, 32): 0.8, (2e-2, 16): 0.5, (2e-2, 32): 0.5})
+    lora, none = picks(frame)
+    assert lora.chosen == {"lr": 4e-3, "batch": 16} and isinstance(lora.chosen["batch"], int) and lora.on_edge
+    assert lora.told.startswith("lr 0.001 batch 16: 0.600, lr 0.001 batch 32: 0.700")
+    (tmp_path / "lora.yaml").write_text(METHOD)
+    assert list(write([lora], "search", "brief", tmp_path))
+    recipes = parse(yaml.safe_load((tmp_path / "lora.yaml").read_text())["recipes"], "lora.yaml")
+    assert recipes[-1].values == {"lr": 4e-3, "batch": 16}
+    found = searched(recipes[-1].source)
+    assert (found.trials, found.on_edge, found.sweep, found.seeds) == (6, True, "search", (100,))
+    assert none.chosen == {"lr": 0} and len(none.trials) == 6
+
+
+def test_a_rate_is_written_with_all_its_digits(tmp_path) -> None:
+    """As a sampler proposes it, not on a grid."""
+    rate = 0.00123456789
+    (tmp_path / "lora.yaml").write_text(METHOD)
+    assert list(write(picks(pd.DataFrame(cells("lora", {rate: 0.6}))), "search", "brief", tmp_path))
+    assert yaml.safe_load((tmp_path / "lora.yaml").read_text())["recipes"][-1]["values"] == {"lr": rate}

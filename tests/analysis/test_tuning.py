@@ -145,7 +145,7 @@ def test_the_shipped_recipes_tell_of_the_search_that_its_records_show():
         for entry in yaml.safe_load(path.read_text()).get("recipes") or []:
             search = tuning.searched(str(entry.get("source", "")))
             if search and search.sweep == "glue_adapters_search":
-                told[path.stem, entry["when"]["model"]] = (search, entry["values"]["lr"])
+                told[path.stem, entry["when"]["model"]] = (search, entry["values"])
     assert len(told) > 20 and told == {
         key: (Search(len(pick.trials), pick.on_edge, "glue_adapters_search", pick.seeds), pytest.approx(pick.chosen))
         for key, pick in found.items()

@@ -4,7 +4,6 @@ Every cell has a learning curve and a log. Times in the browser are from the eve
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from analysis.page import Details, details, page
 from analysis.page_command import claims
 from analysis.tables import table
 from tests.analysis.browser import Browser
-from tests.analysis.simulate import record, scores
+from tests.analysis.simulate import grid
 
 METHODS, MODELS, TASKS, SEEDS = 100, 4, 5, 5
 STEPS = 120
@@ -62,16 +61,9 @@ ACTS = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 methods on 4 models and 5 tasks with 5 seeds, 200 examples each."""
     root = tmp_path_factory.mktemp("scale") / "runs"
-    grid = [(m, model, task, seed) for m in range(METHODS) for model in range(MODELS) for task in range(TASKS) for seed in range(SEEDS)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        for number, (method, model, task, seed) in enumerate(grid):
-            predictions = scores(f"{method} {model} {task}", seed, 0.6 + 0.003 * method + 0.01 * task)
-            where: dict[str, Any] = {"model": f"model{model}", "task": f"toy/{task}", "protocol": f"toy/{task}@heldout", "config": {"r": 8}}
-            cell = f"{number:012x}"
-            record(root, cell, f"method{method}", seed, predictions, trainable=10 ** (2 + method % 5) + method, **where)
-            (root / cell / "history.jsonl").write_text(history(number))
-            (root / cell / "log.txt").write_text("".join(f"step {i} of cell {cell}\n" for i in range(60)))
+    for number, cell in enumerate(grid(root, METHODS, MODELS, TASKS, SEEDS, gain=0.003)):
+        (root / cell / "history.jsonl").write_text(history(number))
+        (root / cell / "log.txt").write_text("".join(f"step {i} of cell {cell}\n" for i in range(60)))
     return root
 
 

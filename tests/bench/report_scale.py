@@ -4,7 +4,6 @@ The first load reads every record; the limits are on what a person waits for aft
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from analysis.load import load
 from analysis.page_command import report
 from analysis.tables import table
 from harness.store import Store
-from tests.analysis.simulate import record, scores
+from tests.analysis.simulate import grid
 
 METHODS, MODELS, TASKS, SEEDS = 40, 5, 10, 5
 TABLE, PAGE = 5.0, 15.0
@@ -30,14 +29,8 @@ LARGEST = 25e6
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 methods on 5 models and 10 tasks with 5 seeds, 200 examples each."""
     root = tmp_path_factory.mktemp("scale") / "runs"
-    grid = [(m, model, task, seed) for m in range(METHODS) for model in range(MODELS) for task in range(TASKS) for seed in range(SEEDS)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        for number, (method, model, task, seed) in enumerate(grid):
-            predictions = scores(f"{method} {model} {task}", seed, 0.6 + 0.005 * method + 0.01 * task)
-            where = {"model": f"model{model}", "task": f"toy/{task}", "protocol": f"toy/{task}@heldout", "config": {"r": 8}}
-            record(root, f"{number:012x}", f"method{method}", seed, predictions, **where)
-    Store(root).join("simulated", [], [{"cell": f"{number:012x}"} for number in range(len(grid))])
+    cells = [{"cell": cell} for cell in grid(root, METHODS, MODELS, TASKS, SEEDS, gain=0.005)]
+    Store(root).join("simulated", [], cells)
     time.sleep(index.SETTLED)
     return root
 
