@@ -17,6 +17,7 @@ from harness.batching import collator
 from harness.config import DTYPES, Cell, Recipe, RunConfig
 from harness.cost import PeakMeter
 from harness.evaluation import Evaluator
+from harness.kvcache import uncached
 from harness.ledger import optimizer_state_bytes
 from harness.record import Phase
 from harness.seeding import derive, generator, seed_everything, untouched_generators
@@ -220,7 +221,7 @@ class CellContext:
         plan = self._plan(phase, share, select, order, folder)
         self.total_steps = plan.steps
         seed_everything(self.seed, "train", phase)
-        with PeakMeter(self.device) as meter:
+        with PeakMeter(self.device) as meter, uncached(model):
             listener = PhaseListener(self, phase, meter, _earlier_seconds(folder))
             trainer = HostTrainer(model, self.method, self, plan, self.examples("train"), collator(self.tokenizer), listener)
             listener.rewind(plan)

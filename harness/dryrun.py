@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from harness.kvcache import uncached
 from harness.seeding import untouched_generators
 
 Batch = dict[str, Tensor]
@@ -22,17 +23,11 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    config = getattr(model, "config", None)
-    cache = getattr(config, "use_cache", None)
     try:
-        if cache is not None:
-            config.use_cache = False
-        with untouched_generators(), sdpa_kernel(SDPBackend.MATH):
+        with uncached(model), untouched_generators(), sdpa_kernel(SDPBackend.MATH):
             model.train(training)
             yield
     finally:
-        if cache is not None:
-            config.use_cache = cache
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():

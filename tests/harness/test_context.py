@@ -1,6 +1,7 @@
 """The services a method is given: what is computed once, which rows come in which order, what is metered."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +96,13 @@ def test_a_resume_drops_lines_after_its_checkpoint_and_one_that_a_kill_has_torn(
 def test_parameters_join_only_a_phase_that_runs(bench: spine.Bench) -> None:
     with pytest.raises(RuntimeError, match="running training phase"):
         bench.ctx.add_parameters([torch.nn.Parameter(torch.zeros(1))], next(bench.model.parameters()))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_training_leaves_the_key_value_cache_as_it_was(cache: bool, tmp_path: Path) -> None:
+    """The Trainer switches it off in the configuration, which an export would carry to its users."""
+    where = [f"data_dir={write_toy_data(tmp_path / 'toy')}", f"run.store={tmp_path / 'store'}", "run.device=cpu", "precision=float32"]
+    bench = spine.set_up(compose(["method=linear_probe", "model=tiny_llama", "task=glue/sst2", "budget.examples=32", *where]))
+    bench.model.config.use_cache = cache
+    trained = bench.ctx.train(bench.model)
+    assert bench.ctx.phases[-1].steps == 1 and trained.config.use_cache == cache
