@@ -11,7 +11,9 @@ import yaml
 from analysis import papers
 from analysis.papers import Measure, calculated, parse, published, slugs, tolerance
 from methods.spec import UserError
+from tasks.spec import KINDS
 
+TASKS = Path(__file__).resolve().parents[2] / "conf" / "task"
 PAPER = {"title": "A", "authors": ["B"], "year": 2020, "arxiv": "2001.00001", "venue": "C"}
 CLAIM = {
     "id": "a", "kind": "params", "what": "trainable", "setting": {"model": "M", "protocol": "P"}, "value": 3, "unit": "M",
@@ -39,6 +41,32 @@ def test_every_file_loads_and_counts_its_own_technique_or_a_baseline(slug: str) 
     assert any(claim.kind == "params" for claim in found.claims)
     counted = {override for claim in found.claims if claim.count for override in claim.count.overrides if override.startswith("method=")}
     assert counted <= {f"method={slug}", "method=lora", "method=full_ft"}
+
+
+def task(name: str, **changed: object) -> object:
+    """The typed task of a file of `conf/task`, with some of its keys changed."""
+    values = yaml.safe_load((TASKS / f"{name}.yaml").read_text()) | changed
+    return KINDS[values["kind"]](**values)
+
+
+def measurable() -> set[str]:
+    """The protocol ids of all that claims may be asked of: what the tasks of `conf` report when they train and test as the papers do."""
+    glue = {task(f"glue/{path.stem}", selection="dev_best").protocol() for path in (TASKS / "glue").glob("*.yaml")}
+    text = {
+        task("wikitext2", context=context, train=train, limit=None).protocol()
+        for context in (1024, 2048, 4096)
+        for train in (None, "train")
+    }
+    math = {task("instruct/metamath", train_rows=rows).reported("gsm8k_metamath", "generate") for rows in (50_000, 100_000)}
+    solved = {"dataset": "gsm8k", "evaluations": ["gsm8k"], "mask_prompt": True, "max_length": 512, "beams": 1, "new_tokens": 256}
+    eight = task("instruct/commonsense8").reported("boolq", "generate").replace("/boolq@", "/commonsense8-mean@")
+    return {*glue, *text, *math, eight, task("instruct/math_10k", **solved).reported("gsm8k", "generate")}
+
+
+def test_every_query_asks_for_a_protocol_that_a_task_reports() -> None:
+    """Else no record could ever answer it."""
+    asked = {claim.query.protocol for slug in slugs() for claim in published(slug).claims if claim.query}
+    assert asked and asked - measurable() == set()
 
 
 @pytest.mark.parametrize("slug", slugs())
