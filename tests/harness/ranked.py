@@ -3,18 +3,19 @@
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from harness import cell as spine
-from harness import distributed, training
+from harness import distributed, ranks, training
 from harness.batching import collator
 from harness.config import Recipe
 from harness.seeding import seed_everything
@@ -103,6 +104,15 @@ def fit(out: str, container: dict[str, Any]) -> None:
                 "phases": [(p.name, p.steps, p.examples, p.tokens) for p in bench.ctx.phases],
             },
         )
+
+
+def fit_each(cells: list[tuple[str, dict[str, Any]]]) -> None:
+    """`fit` of one cell after another, each in a group of its own that meets anew: starting processes takes longer than a tiny cell."""
+    rank = ranks.current()
+    for number, (out, container) in enumerate(cells):
+        replace(rank, meeting=rank.meeting.with_name(f"meeting{number}")).enter(threads=1)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        fit(out, container)
 
 
 def once(out: str, container: dict[str, Any]) -> None:
