@@ -202,7 +202,8 @@ def pairs(request: pytest.FixtureRequest, toy: Path, tmp_path_factory: pytest.Te
         while left:
             several = [f"compute={kind}", f"compute.processes={PROCESSES}"]
             cells = [(str(folder / f"{method}-{kind}"), container(method, folder / "together", toy, *several)) for method in left]
-            log = folder / f"{kind}-{left[0]}.txt"
+            log = folder / f"{kind}-{left[0]}-on" / "log.txt"
+            log.parent.mkdir()
             if together("fit_each", cells, log=log) == 0:
                 break
             ended = next(method for method in left if not (folder / f"{method}-{kind}.json").exists())
