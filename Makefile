@@ -20,7 +20,7 @@ quickstart: install
 	$(BIN)/parebench-report table quickstart && $(BIN)/parebench-report page quickstart && exit $$code
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not accept and not bench and not cluster"
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not accept and not bench and not cluster"
 
 # a real one-node SLURM; skips and says why where Debian's packages (root, apt-get) or submitit cannot be installed
 test-cluster: install
@@ -34,7 +34,7 @@ test-ray: install
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_ray.py
 
 contract-all: install
-	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist loadgroup tests/contract
+	PAREBENCH_CONTRACT=all $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/contract
 
 accept: install
 	for sweep in $(REFERENCE); do \
