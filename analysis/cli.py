@@ -209,7 +209,8 @@ def _tune(options: argparse.Namespace) -> None:
     for title in ("method", "model", "chosen", "trials (with the metric on the selection rows)"):
         shown.add_column(title)
     for pick in found:
-        shown.add_row(pick.method, pick.model, f"{values_told(pick.chosen)}{' (edge)' if pick.on_edge else ''}", pick.told)
+        chosen = "none: all trials are equal" if pick.undecided else f"{values_told(pick.chosen)}{' (edge)' if pick.on_edge else ''}"
+        shown.add_row(pick.method, pick.model, chosen, pick.told)
     Console().print(shown)
     for path in write_picks(found, options.sweep, options.budget, options.write) if options.write else ():
         Console(soft_wrap=True).print(Text(f"wrote {path}"))

@@ -45,6 +45,11 @@ class Pick:
         return any(self.chosen[key] in (min(all_), max(all_)) for key, all_ in tried.items())
 
     @property
+    def undecided(self) -> bool:
+        """All of several trials scored the same (a model at chance, say): the search tells nothing, so the recipe is kept."""
+        return len(self.trials) > 1 and len({score for _, score in self.trials}) == 1
+
+    @property
     def told(self) -> str:
         """Every trial with its metric: `0.001: 0.812, ...` of a search for the learning rate, `lr 0.001 batch 16: 0.812, ...` of others."""
         return ", ".join(f"{values_told(values)}: {'failed' if score is None else f'{score:.3f}'}" for values, score in self.trials)
@@ -122,8 +127,11 @@ def matcher(pick: Pick, sweep: str, budget: str) -> dict:
 
 
 def write(found: list[Pick], sweep: str, budget: str, folder: Path) -> Iterator[Path]:
-    """Add each pick to the `recipes` of `folder/<method>.yaml`, in place of an earlier one of the same sweep; what was written."""
-    for pick in found:
+    """Add each pick to the `recipes` of `folder/<method>.yaml`, in place of an earlier one of the same sweep; what was written.
+
+    A search that could not tell its trials apart writes nothing: its method's rows stay untuned, and tables say so.
+    """
+    for pick in (pick for pick in found if not pick.undecided):
         path = folder / f"{pick.method}.yaml"
         if not path.is_file():
             raise UserError(f"{path} does not exist; give the folder of the methods' files, such as conf/method")

@@ -41,7 +41,8 @@ class CostSheet:
         memory = flops = None
         if self.traits.trains and self.traits.gradients:
             memory = memory_ledger(model, self._batch(model), loss, self.ctx.optimizer_bytes, autocast)
-            flops = training_flops(model, next(self.ctx.batches("train", self.ctx.run.eval_batch)), loss, autocast)
+            rows = min(self.ctx.config.recipe.batch, self.ctx.run.eval_batch)  # what trained fitted in memory; more rows might not
+            flops = training_flops(model, next(self.ctx.batches("train", rows)), loss, autocast)
         self.parts |= {"memory": memory, "training_flops": flops, "changed": cost.changed(self.base, model)}
 
     def finalized(self, model: nn.Module) -> None:

@@ -81,7 +81,7 @@ def _fault(name: str, task: TaskConfig, record: Record, rows: str, variant: str)
 
 
 def _fits(result: Result, rows: str) -> bool:
-    return rows in (result.rows["sha256"], f"hub:{result.rows['revision']}")
+    return rows in (result.rows.get("whole", result.rows["sha256"]), f"hub:{result.rows['revision']}")
 
 
 def _rows(resolved: Resolved, task: TaskConfig) -> str:

@@ -36,13 +36,15 @@ class Rows:
     """Hash of the content (columns and values), the same wherever the rows came from."""
     official: bool | None = None
     """Whether the number of rows is the published one; None where it is not known."""
+    whole: str = ""
+    """Hash of the split that these rows are a part of; empty where they are all of it."""
 
     def describe(self) -> dict[str, Any]:
         """What the record keeps of these rows."""
         return {
             "dataset": self.dataset, "split": self.split, "rows": len(self.data),
             "source": self.source, "revision": self.revision, "sha256": self.sha256, "official": self.official,
-        }  # fmt: skip
+        } | ({"whole": self.whole} if self.whole else {})  # fmt: skip
 
 
 @dataclass(frozen=True)

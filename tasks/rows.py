@@ -13,7 +13,7 @@ SPLIT_SEED = 20240
 def part(rows: Rows, indices: list[int], split: str) -> Rows:
     """The rows at `indices`, in that order, under the name `split`; `official` still tells about the split they were taken from."""
     data = rows.data.select(indices)
-    return replace(rows, data=data, split=split, sha256=content_hash(data.with_format("arrow")[:]))
+    return replace(rows, data=data, split=split, sha256=content_hash(data.with_format("arrow")[:]), whole=rows.whole or rows.sha256)
 
 
 def first(rows: Rows, limit: int | None) -> Rows:

@@ -34,6 +34,16 @@ def test_failed_trials_count_as_trials_and_ties_go_to_the_lower_rate() -> None:
     assert pick.chosen == {"lr": 1e-3} and len(pick.trials) == 3 and pick.trials[2] == ({"lr": 2e-2}, None)
 
 
+def test_a_search_whose_trials_are_all_equal_writes_no_recipe(tmp_path) -> None:
+    rows = cells("lora", {1e-3: 0.6, 4e-3: 0.7}) + cells("movement", {1e-3: 0.542, 4e-3: 0.542})
+    for slug in ("lora", "movement"):
+        (tmp_path / f"{slug}.yaml").write_text("name: any\nrecipes:\n  - when: {}\n    values: {lr: 1.0}\n")
+    lora, movement = picks(pd.DataFrame(rows))
+    assert (lora.undecided, movement.undecided) == (False, True)
+    assert list(write([lora, movement], "search", "brief", tmp_path)) == [tmp_path / "lora.yaml"]
+    assert "tuned" not in (tmp_path / "movement.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

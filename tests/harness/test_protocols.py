@@ -12,6 +12,7 @@ from harness.store import Store
 from tests.trees import Tree
 
 PERPLEXITY = "kind: perplexity\ndataset: wikitext2\nsplit: test\ncontext: {context}\nlimit: 4\nversion: 1\n"
+CHOICE = "kind: choice\ndataset: boolq\nsplit: train\nmetric: accuracy\nlimit: 4\ntrain: null\nversion: 1\n"
 CELL = ("method=magnitude", "method.retrain=false", "model=tiny_llama", "task=ppl16")
 MORE = "protocols=[ppl24,ppl32]"
 IDS = ["wikitext2@ppl-16[:4]", "wikitext2@ppl-24[:4]", "wikitext2@ppl-32[:4]"]
@@ -23,6 +24,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     made = Tree(tmp_path_factory.mktemp("protocols"))
     for context in (16, 24, 32, 512):
         made.add_task(f"ppl{context}", PERPLEXITY.format(context=context))
+    made.add_task("first4", CHOICE)
     return made
 
 
@@ -72,6 +74,13 @@ def test_an_added_protocol_equals_one_from_the_start(tree: Tree, whole: Record, 
     for mine, theirs in zip(record.results, whole.results, strict=True):
         tables = [pd.read_parquet(tree.root.parent / s / record.cell / r.predictions) for s, r in (("added", mine), ("whole", theirs))]
         assert tables[0].equals(tables[1]) and mine.n == 4
+
+
+def test_a_cell_that_was_measured_on_the_first_rows_of_a_split_is_done(tree: Tree) -> None:
+    record, _ = run(tree, "rows", "protocols=[first4]")
+    own, choice = record.results
+    assert choice.rows["rows"] == 4 and choice.rows["sha256"] != choice.rows["whole"] and "whole" not in own.rows
+    assert "1 already done" in run(tree, "rows", "-m", "protocols=[first4]")[1]
 
 
 def test_adding_touches_nothing_that_was_there(tree: Tree, first: Record, added: tuple) -> None:

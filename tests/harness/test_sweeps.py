@@ -105,9 +105,11 @@ def test_glue_peft_is_five_methods_on_the_eight_glue_tasks_with_five_seeds() -> 
 
 
 def test_prune_lm_trains_nothing() -> None:
-    calibrated = 3 * 2 * 3 + 3 * 2 + 2 * 3 + 2 * 3 + 3 * 3 + 1
-    assert len(grid("prune_lm")) == 1 + 3 + 1 + 3 + 2 * 3 + calibrated + 2
-    assert not any(found.traits.trains for found in resolved("prune_lm"))
+    calibrated = 3 * 2 * (3 + 1) + 2 * 3 + 3 + 1
+    assert len(grid("prune_lm")) == 1 + 2 + calibrated
+    calibrated = 3 + 2 * 3
+    assert len(grid("prune_lm_choices")) == 1 + 2 * 3 + 2 + 2 * 3 + 2 + calibrated
+    assert not any(found.traits.trains for name in ("prune_lm", "prune_lm_choices") for found in resolved(name))
 
 
 def test_perp_lm_trains_a_hundred_and_twenty_eight_passages_of_three_seeds() -> None:
