@@ -104,18 +104,25 @@ def test_glue_peft_is_five_methods_on_the_eight_glue_tasks_with_five_seeds() -> 
     assert len(grid("glue_peft")) == 5 * 8 * 5
 
 
+def test_pst_length_is_at_other_lengths_what_pst_glue_is() -> None:
+    ours, shared = ({found.cell.method: found.cell for found in resolved(name)} for name in ("pst_length", "pst_glue"))
+    assert set(ours) == {"movement", "pst", "magnitude"} and len(grid("pst_length")) == 3 * 2
+    for method, cell in ours.items():
+        assert cell.recipe == shared[method].recipe and cell.budget.examples in (12_800, 51_200)
+
+
 def test_prune_lm_trains_nothing() -> None:
     calibrated = 3 * 2 * (3 + 1) + 2 * 3 + 3 + 1
     assert len(grid("prune_lm")) == 1 + 2 + calibrated
-    calibrated = 3 + 2 * 3
+    calibrated = 3 + 2 * 3 + 2 * 3
     assert len(grid("prune_lm_choices")) == 1 + 2 * 3 + 2 + 2 * 3 + 2 + calibrated
     assert not any(found.traits.trains for name in ("prune_lm", "prune_lm_choices") for found in resolved(name))
 
 
-def test_perp_lm_trains_a_hundred_and_twenty_eight_passages_of_three_seeds() -> None:
-    (trained,) = [found.cell for found in resolved("perp_lm") if found.traits.trains]
-    assert (trained.method, trained.budget.examples, trained.recipe.batch) == ("perp", 128, 4)
-    assert len(grid("perp_lm")) == 2 + 3
+def test_perp_lm_trains_on_passages_of_three_seeds_and_longer_on_one() -> None:
+    trained = [found.cell for found in resolved("perp_lm") if found.traits.trains]
+    assert {(cell.method, cell.budget.examples, cell.recipe.batch) for cell in trained} == {("perp", 128, 4), ("perp", 512, 4)}
+    assert len(grid("perp_lm")) == 2 + 3 + 1
 
 
 def test_the_search_of_adapters_tries_the_same_multiples_of_every_recipe() -> None:
