@@ -1,6 +1,7 @@
 """Names of table rows: the method, and the settings in which rows of the same method differ."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
     """Add `label`, for instance `magnitude (sparsity=0.5, retrain)`.
 
     It names the method's configuration keys that differ within the frame; then the recipe values, training and calibration text, budget
-    and precision that differ among cells of the same method, configuration, model and protocol (a recipe may differ by task without
-    being another row); and the variant where it is not `main`.
+    and precision that differ among cells of the same method, configuration, model and a protocol of theirs (a recipe may differ by task
+    without being another row); and the variant where it is not `main`.
     """
     frame = frame.copy()
     own = [key for key in frame if key.startswith("method.")]
@@ -33,11 +34,18 @@ def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings(frame: pd.DataFrame, keys: Sequence[str], group: pd.Series, deciding: pd.Series) -> list[list[str]]:
-    """Per row its values of the keys that differ among the deciding rows of its group, as text, switches after values."""
+    """Per row its values of the keys that differ among the deciding rows of a group of its cell's, as text, switches after values.
+
+    All rows of a cell have the same keys: a cell that was measured on more protocols than others is one row of a table.
+    """
     differ = frame.loc[deciding, list(keys)].groupby(group[deciding]).nunique(dropna=False) > 1
-    used = {number: tuple(key for key, yes in zip(keys, line, strict=True) if yes) for number, *line in differ.itertuples(name=None)}
-    values = {key: frame[key].tolist() for key in {key for some in used.values() for key in some}}
-    return [_texts({key: values[key][i] for key in used.get(number, ())}) for i, number in enumerate(group)]
+    used = {number: {key for key, yes in zip(keys, line, strict=True) if yes} for number, *line in differ.itertuples(name=None)}
+    of_cell: dict[str, set[str]] = defaultdict(set)
+    for cell, number in zip(frame["cell"], group, strict=True):
+        of_cell[cell] |= used.get(number, set())
+    ordered = {cell: [key for key in keys if key in some] for cell, some in of_cell.items()}
+    values = {key: frame[key].tolist() for key in set().union(*used.values())}
+    return [_texts({key: values[key][i] for key in ordered[cell]}) for i, cell in enumerate(frame["cell"])]
 
 
 def _texts(settings: Mapping[str, Any]) -> list[str]:

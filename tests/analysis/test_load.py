@@ -1,6 +1,7 @@
 """Reading stores of SIMULATED records."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,19 @@ def test_labels_name_exactly_the_settings_that_differ(tmp_path):
     assert labels == {
         "a": "magnitude (sparsity=0.5, retrain)", "b": "magnitude (sparsity=0.5, no retrain)", "c": "magnitude (sparsity=0.7, retrain)",
         "d": "lora (lr=0.01)", "e": "lora (lr=0.02)", "f": "lora", "g": "dylora [rank=4]",
+    }  # fmt: skip
+
+
+def test_a_cell_that_was_measured_on_more_is_one_row(tmp_path):
+    """Only the first was measured on `more`, where nothing tells it from others."""
+    for cell, lr in (("d", 0.01), ("e", 0.02)):
+        made = record(tmp_path, cell, "lora", 0, scores("lora", 0, 0.8), recipe={"lr": lr})
+        if cell == "d":
+            made.results.append(replace(made.results[0], protocol="more"))
+            Store(tmp_path).write(made)
+    frame = load(tmp_path)
+    assert frame.groupby("protocol")["label"].unique().map(list).to_dict() == {
+        "toy/a@heldout": ["lora (lr=0.01)", "lora (lr=0.02)"], "more": ["lora (lr=0.01)"],
     }  # fmt: skip
 
 
