@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.load import DONE
+from analysis.metrics import LOG_SCALE
 
 SCHEMAS = re.compile(r"record schema \S+ is not \d+")
 """What `harness.record.from_json` says of a record of another schema."""
@@ -25,7 +27,7 @@ def footnotes(frame: pd.DataFrame, rows: list[Row]) -> list[str]:
     done.attrs = {}  # pandas would copy them for every group
     notes = (
         _model_notes(done), _overlaps(done), _missing(rows), _unmatched(frame), _row_notes(done), _training_notes(done), _in_domain(done),
-        _made_from(done),
+        _made_from(done), _logarithms(done),
         _mixed_numerics(done), _duplicates(done), _stale(done), _unread(frame.attrs.get("unread", {})),
     )  # fmt: skip
     return [note for some in notes for note in some]
@@ -84,6 +86,18 @@ def _in_domain(done: pd.DataFrame) -> Iterable[str]:
             texts = [data[role] for data in group["data"] if "ids_sha256" in data.get(role, {})]
             near = sorted({f"{text['dataset']} ({text['split']})" for text in texts if _family(text["dataset"]) == measured})
             yield from (f"{name}: {label} was {verb} on {text}, of the domain of the column" for text in near)
+
+
+def _logarithms(done: pd.DataFrame) -> Iterable[str]:
+    """Perplexities on the scale that they are compared on."""
+    for (name, model, metric), group in done[done["metric"].isin(LOG_SCALE)].groupby(["column", "model", "metric"]):
+        rows = [f"{label} {_spread(own.drop_duplicates('seed')['value'].map(math.log))}" for label, own in group.groupby("label")]
+        yield f"{name}, {model}: log {metric}, mean ± standard deviation over seeds: {'; '.join(rows)}"
+
+
+def _spread(values: pd.Series) -> str:
+    """`4.288 ± 0.009 (3)`, or `3.493` of one."""
+    return f"{values.mean():.3f} ± {values.std():.3f} ({len(values)})" if len(values) > 1 else f"{values.iloc[0]:.3f}"
 
 
 def distinct(blocks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -126,6 +126,16 @@ def test_perplexity_is_better_lower_and_compared_as_a_ratio(tmp_path):
     assert made.comparisons[0].ratio and np.exp(made.comparisons[0].difference.value) == pytest.approx(np.e)
 
 
+def test_perplexities_have_their_logarithms_in_a_footnote(tmp_path):
+    windows = pd.DataFrame({"example": ["w"], "score": [1.0], "tokens": [9]})
+    for seed, log in ((0, 1.0), (1, 1.5), (2, 2.0)):
+        value = float(np.exp(log))
+        record(tmp_path, f"wanda{seed}", "wanda", seed, windows, value=value, metric="perplexity", higher=False)
+    record(tmp_path, "none", "none", 0, windows, value=2.0, metric="perplexity", higher=False, deterministic=True)
+    told = f"{PROTOCOL}, toy: log perplexity, mean ± standard deviation over seeds: none 0.693; wanda 1.500 ± 0.500 (3)"
+    assert told in built(tmp_path).footnotes
+
+
 def test_footnotes_say_what_is_mixed_or_double(store):
     record(store, "lora9", "lora", 0, scores("lora", 0, 0.5), config={"r": 8}, numerics=NUMERICS | {"threads": 2})
     notes = built(store).footnotes
