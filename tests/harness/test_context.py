@@ -10,6 +10,7 @@ from harness import cell as spine
 from harness.compose import compose
 from harness.context import PhaseListener
 from harness.cost import PeakMeter
+from harness.costing import CostSheet
 from tests.contract.toy import write_toy_data
 
 
@@ -106,3 +107,13 @@ def test_training_leaves_the_key_value_cache_as_it_was(cache: bool, tmp_path: Pa
     bench.model.config.use_cache = cache
     trained = bench.ctx.train(bench.model)
     assert bench.ctx.phases[-1].steps == 1 and trained.config.use_cache == cache
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(8, 8), (32, 16)])
+def test_operations_are_counted_on_no_more_rows_than_train_or_are_evaluated_at_once(bench: spine.Bench, batch: int, rows: int) -> None:
+    config = replace(bench.ctx.config, recipe=replace(bench.ctx.config.recipe, batch=batch))
+    ctx = replace(bench.ctx, config=config)
+    sheet = CostSheet(bench.method, bench.traits, ctx, bench.task.head, bench.model)
+    sheet.fitted(bench.method.prepare(bench.model, ctx))
+    mask = next(ctx.batches("train", rows))["attention_mask"]
+    assert len(mask) == rows and sheet.parts["training_flops"]["tokens"] == int(mask.sum())
