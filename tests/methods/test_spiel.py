@@ -14,7 +14,7 @@ from methods.sparse.spiel import Spiel, budgets
 from methods.spec import Diverged, UserError
 from tests.methods.adapted import FAMILIES, check_half_precision, check_merge, check_start_and_training, count_on, prepared
 from tests.methods.fakes import FakeContext, batches, build, logits, snapshot
-from tests.methods.sparse_memory import MAPS, dense_slopes, sgd, still, trained_bytes
+from tests.methods.sparse_memory import LAYERS, MAPS, dense_slopes, sgd, still, trained_bytes
 
 DENSE = [name for name in FAMILIES if name != "tiny_mixtral"]
 GROWTHS = ["ag", "ma"]
@@ -335,8 +335,9 @@ def test_memory_of_adapters_without_dense_gradients() -> None:
     """The paper: memory like LoRA's. ag has an age beside the moments (12 bytes an entry), ma a float a row and column."""
     lora, full = trained_bytes("lora", r=8), trained_bytes("full_ft")
     ag, ma = trained_bytes("spiel", r=8), trained_bytes("spiel", r=8, growth="ma")
-    entries, maps = 6 * 8 * (4 * 768 + 2 * 1920), 6 * (4 * 768 + 2 * 1920)
-    assert abs(ag["gradients"] - lora["gradients"]) <= 4 * 36  # each map rounds down
+    maps = LAYERS * (4 * 768 + 2 * 1920)
+    entries = 8 * maps
+    assert abs(ag["gradients"] - lora["gradients"]) <= 4 * 6 * LAYERS  # each map rounds down
     head = lora["optimizer"] - 8 * entries
     assert abs(ag["optimizer"] - 12 * entries - head) <= 1000 and abs(ma["optimizer"] - 4 * maps - head) <= 1000
     assert ma["optimizer"] < lora["optimizer"] < ag["optimizer"] < full["optimizer"] / 10
