@@ -14,7 +14,7 @@ from analysis import staleness
 from analysis.index import Index, opened
 from analysis.labels import add_labels
 from analysis.packed import Packed, pack
-from analysis.rows import DONE, of_failure, of_record
+from analysis.rows import DONE, of_failure, of_record, with_added
 from analysis.where import where
 from harness.store import Store
 from methods.spec import UserError
@@ -46,7 +46,7 @@ def load(store: Path, sweep: str | None = None, condition: str | None = None) ->
         raise UserError(f"there is no store {store}; give the folder of the records: --store <folder>")
     damaged: dict[str, str] = {}
     members = Store(store).members(sweep) if sweep else set()
-    rows = _read_all(store, damaged)
+    rows = with_added(_read_all(store, damaged))
     staleness.mark(rows)
     rows = [row for row in rows if sweep in (None, row["sweep"]) or row["cell"] in members]
     if not any(row["status"] == DONE for row in rows):

@@ -1,10 +1,12 @@
 """One cell as rows of the tidy frame: a record one row for each result, a failure one row. What the columns are: `analysis.load`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from harness.record import Record, Result
-from harness.registry import title
+from harness.registry import files, load_spec, title
 
 DONE = "done"
 
@@ -21,6 +23,18 @@ def of_failure(cell: str, outcome: Mapping[str, Any], config: Mapping[str, Any])
         "cell": cell, "status": outcome["status"], "reason": lines[-1].strip(), "sweep": (config.get("run") or {}).get("sweep"),
         "seed": config["seed"], **_configuration(config),
     }]  # fmt: skip
+
+
+def with_added(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with the keys that methods got later, at the values that records leave out (`harness.typed.plain`)."""
+    return [_added(row["method"]) | row for row in rows]
+
+
+@cache
+def _added(method: str) -> dict[str, Any]:
+    """`method.<key>` -> value; nothing of chains and of methods that are gone."""
+    config = fields(load_spec(method).config) if method in files() else ()
+    return {f"method.{key.name}": key.metadata["added"] for key in config if "added" in key.metadata}
 
 
 def _row(record: Record, result: Result) -> dict[str, Any]:

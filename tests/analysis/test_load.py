@@ -64,6 +64,14 @@ def test_labels_name_exactly_the_settings_that_differ(tmp_path):
     }  # fmt: skip
 
 
+def test_keys_that_a_method_got_later_have_the_value_that_records_leave_out(tmp_path):
+    record(tmp_path, "a", "magnitude", 0, scores("m", 0, 0.8), config={"sparsity": 0.5})
+    record(tmp_path, "b", "magnitude", 0, scores("m", 0, 0.8), config={"sparsity": 0.5, "when": "gradual"})
+    frame = load(tmp_path).set_index("cell")
+    assert frame["method.when"].to_dict() == {"a": "one_shot", "b": "gradual"} and set(frame["method.cycles"]) == {3}
+    assert frame["label"].to_dict() == {"a": "magnitude (when=one_shot)", "b": "magnitude (when=gradual)"}
+
+
 def test_a_cell_that_was_measured_on_more_is_one_row(tmp_path):
     """Only the first was measured on `more`, where nothing tells it from others."""
     for cell, lr in (("d", 0.01), ("e", 0.02)):

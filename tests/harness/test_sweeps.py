@@ -114,7 +114,7 @@ def test_pst_length_is_at_other_lengths_what_pst_glue_is() -> None:
 def test_prune_lm_trains_nothing() -> None:
     calibrated = 3 * 2 * (3 + 1) + 2 * 3 + 3 + 1
     assert len(grid("prune_lm")) == 1 + 2 + calibrated
-    calibrated = 3 + 2 * 3 + 2 * 3
+    calibrated = 3 + 2 * 3 + 2 * 3 + 2 * 3
     assert len(grid("prune_lm_choices")) == 1 + 2 * 3 + 2 + 2 * 3 + 2 + calibrated
     assert not any(found.traits.trains for name in ("prune_lm", "prune_lm_choices") for found in resolved(name))
 
