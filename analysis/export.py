@@ -1,7 +1,6 @@
 """Compact copies of records for committing: what a table needs, nothing else."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +50,9 @@ def _sweep(folder: Path) -> str | None:
 
 
 def _copy_failure(folder: Path, target: Path) -> None:
-    """The configuration without its run half, which holds paths of the machine, but for the sweep's name."""
+    """Without what holds paths of the machine: of the configuration's run half the sweep's name, of the last lines the last one."""
     config = json.loads((folder / "config.json").read_text())
     kept = {key: config[key] for key in ("method", "model", "task", "budget", "recipe", "seed", "precision")}
     write_json(target / "config.json", kept | {"run": {"sweep": config["run"]["sweep"]}})
-    shutil.copyfile(folder / "outcome.json", target / "outcome.json")
+    outcome = json.loads((folder / "outcome.json").read_text())
+    write_json(target / "outcome.json", outcome | {"lines": outcome["lines"][-1:]})

@@ -164,6 +164,7 @@ def test_exported_records_load_the_same(store, tmp_path):
         kept, original = (predictions(root, cell, f"evals/{cell}.parquet") for root in (out, store))
         pd.testing.assert_frame_equal(kept, original)
     assert "somewhere" not in (out / "bitfit2" / "config.json").read_text()
+    assert json.loads((out / "bitfit2" / "outcome.json").read_text())["lines"] == ["the loss is not finite"]
     with pytest.raises(UserError, match="is not empty"):
         export_records(store, None, out)
     with pytest.raises(UserError, match="no records of sweep nope"):
