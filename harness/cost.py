@@ -156,8 +156,8 @@ def _content_hash(tensor: Tensor) -> str:
 def changed(before: Mapping[str, str], model: nn.Module) -> dict[str, int]:
     """`tensors`, `parameters` and `bytes` of `model` whose content is in no tensor of the base (`before`: its `content_hashes`).
 
-    On the fitted model before folding this is what must be shipped beside the base, whatever changed it: an adapter ships its
-    factors, a one-shot mask every matrix that it touched. Names do not matter, so a wrapped or moved layer is not shipped again.
+    The lesser of this before and after folding is what must be shipped beside the base, whatever changed it: an adapter ships its
+    factors, a mask every matrix that it touched. Names do not matter, so a wrapped or moved layer is not shipped again.
     """
     known = set(before.values())
     new = [p for p in unique_parameters(model).values() if _content_hash(p) not in known]
@@ -185,13 +185,13 @@ def cost_block(
 ) -> dict[str, Any]:
     """`Record.costs`: the pieces, each from its function, under stable keys.
 
-    `parameters` (`count_parameters` of the prepared model), `shipped`, `changed`, `nonzero` (`count_nonzero_file` of the export),
-    `sparsity` {prunable, all}, `bytes` (of the exported weights), `bits_per_weight`, `memory` (`memory_ledger`; None for a method
-    that does not train), `flops` {step (`training_flops` of one batch or None), training (that rate x `trained_tokens`, the tokens
-    of phases with optimizer steps, + the forward rate x `read_tokens`, the tokens of phases that only ran forward), forward
-    (`forward_flops` of the finalized model)}, `latency` {prefill seconds, decode seconds per token or None}. A record may hold beside
-    them `packed` {bytes of the export without its zeros} (`harness.sparse_export`) and `delta` {entries, bytes of what must be added
-    to the base} (`harness.sparse_delta`).
+    `parameters` (`count_parameters` of the prepared model), `shipped`, `changed` (the lesser of before and after folding), `nonzero`
+    (`count_nonzero_file` of the export), `sparsity` {prunable, all}, `bytes` (of the exported weights), `bits_per_weight`, `memory`
+    (`memory_ledger`; None for a method that does not train), `flops` {step (`training_flops` of one batch or None), training (that rate
+    x `trained_tokens`, the tokens of phases with optimizer steps, + the forward rate x `read_tokens`, the tokens of phases that only
+    ran forward), forward (`forward_flops` of the finalized model)}, `latency` {prefill seconds, decode seconds per token or None}. A
+    record may hold beside them `packed` {bytes of the export without its zeros} (`harness.sparse_export`) and `delta` {entries, bytes
+    of what must be added to the base} (`harness.sparse_delta`).
     """
     training = scaled(training_flops, trained_tokens) if training_flops else 0.0
     return {

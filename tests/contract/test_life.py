@@ -100,6 +100,7 @@ def test_counts_equal_an_independent_recount(trial: Trial) -> None:
     tensors = tensors_of(trial.straight)
     assert costs["nonzero"]["all"]["total"] == sum(t.numel() for t in tensors.values())
     assert costs["nonzero"]["all"]["nonzero"] == sum(int((t != 0).sum()) for t in tensors.values())
+    assert costs["changed"]["parameters"] <= costs["nonzero"]["all"]["total"]  # scores that only train are not shipped
     seen = trial.observed
     assert costs["parameters"]["trainable"] == sum(seen.prepared[n].numel() for n in seen.trainable)
 
