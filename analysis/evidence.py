@@ -20,7 +20,10 @@ from analysis.metrics import LOG_SCALE
 from analysis.papers import Direction, Query
 from analysis.stats import LEVEL, Difference, NotComparable
 
-FAIR = ("task", "budget", "precision", "corpus.source", "calibration.source")
+FAIR = (
+    "task", "budget", "budget.examples", "precision", "corpus.source", "corpus.length", "calibration.source", "calibration.sequences",
+    "calibration.length",
+)  # fmt: skip
 """In what two rows must agree to be compared, where both have it."""
 
 

@@ -17,17 +17,19 @@ def add_labels(frame: pd.DataFrame) -> pd.DataFrame:
 
     It names the method's configuration keys that differ within the frame; then the recipe values, training and calibration text, budget
     and precision that differ among cells of the same method, configuration, model and a protocol of theirs (a recipe may differ by task
-    without being another row); and the variant where it is not `main`.
+    without being another row), of budgets with one name the values that differ; and the variant where it is not `main`.
     """
     frame = frame.copy()
     own = [key for key in frame if key.startswith("method.")]
     other = [key for key in frame if key.startswith(("recipe.", "corpus.", "calibration."))] + ["budget", "precision"]
+    within = [key for key in frame if key.startswith("budget.")]
     by_method = frame.groupby("method").ngroup()
     labels = [_label(*pair) for pair in zip(frame["method"], _settings(frame, own, by_method, by_method >= 0), strict=True)]
     by_row = frame.groupby([pd.Series(labels, frame.index), "model", "protocol"], dropna=False).ngroup()
     # A failed cell knows only the recipe values that it was given, so it does not decide which ones differ.
     more = _settings(frame, other, by_row, frame["status"] == "done")
-    named = pd.Series([_extended(*pair) for pair in zip(labels, more, strict=True)], frame.index, dtype=object)
+    values = _settings(frame, within, frame.groupby([by_row, "budget"], dropna=False).ngroup(), frame["status"] == "done")
+    named = pd.Series([_extended(label, a + b) for label, a, b in zip(labels, more, values, strict=True)], frame.index, dtype=object)
     variants = frame["variant"].fillna("main")
     frame["label"] = named.where(variants == "main", named + " [" + variants.astype(str) + "]")
     return frame

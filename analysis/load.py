@@ -29,14 +29,14 @@ def load(store: Path, sweep: str | None = None, condition: str | None = None) ->
 
     `condition` keeps the rows for which it holds (`analysis.where`); labels are those of the rows that are left.
 
-    Columns: `cell`, `status` (`done`, else the class of the failure, with its last line in `reason`), `sweep`, `seed`, `method`,
-    `label`, `model`, `task`, `budget`, `precision`, `method.<key>`, `recipe.<key>`, `protocol`, `column` (see `_columns`), `variant`,
-    `metric` (the primary one), `value`, `higher_is_better`, `metric.<name>`, `selection` (the metric on the task's selection rows by which
-    the checkpoint was kept, larger is better), `origin` (of the learning rate: paper, tuned, default, override), `n` (examples),
-    `predictions` (file in the cell's folder), `tokenizer` (hash; of metrics that count its tokens), `rows`, `data`, `numerics` (dicts),
-    `deterministic`, `model_note`, and costs: parameters `trainable_method`, `trainable_head`, `total`; `sparsity_prunable`, `sparsity_all`
-    (fractions of zeros); `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole tensors, or a sparse vector where
-    the cell left one); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
+    Columns: `cell`, `status` (`done`, else the class of the failure, with its last line in `reason`), `sweep`, `seed`, `method`, `label`,
+    `model`, `task`, `budget`, `precision`, `method.<key>`, `recipe.<key>`, `budget.<key>`, `corpus.<key>`, `calibration.<key>`, `protocol`,
+    `column` (see `_columns`), `variant`, `metric` (the primary one), `value`, `higher_is_better`, `metric.<name>`, `selection` (the metric
+    on the task's selection rows by which the checkpoint was kept, larger is better), `origin` (of the learning rate: paper, tuned, default,
+    override), `n` (examples), `predictions` (file in the cell's folder), `tokenizer` (hash; of metrics that count its tokens), `rows`,
+    `data`, `numerics` (dicts), `deterministic`, `model_note`, and costs: parameters `trainable_method`, `trainable_head`, `total`;
+    `sparsity_prunable`, `sparsity_all` (fractions of zeros); `bytes` (exported weights), `bytes_shipped` (what differs from the base: whole
+    tensors, or a sparse vector where the cell left one); `seconds`; `tokens_per_second`; `flops` (training); `peak_memory` (bytes).
     `stale`: why a record is not about today's code (`analysis.staleness`), empty where it is; from `sources` (dict), `measured_by` (task).
     These are the cell's own; the cells that it was made from cost `inherited_flops` and `inherited_seconds`, each as in `inherited`.
     What stands in the store's index (`analysis.index`) and has not changed since is taken from there.

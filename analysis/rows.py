@@ -59,7 +59,8 @@ def _configuration(half: dict[str, Any]) -> dict[str, Any]:
         "method": title(half["method"]), "model": half["model"]["name"], "task": half["task"]["name"],
         "budget": half["budget"]["name"], "precision": half["precision"],
         **_flat("method", method), **_flat("recipe", half.get("recipe") or {}),
-        **{f"{text}.source": (half.get(text) or {}).get("source") for text in ("corpus", "calibration") if half.get(text)},
+        **_flat("budget", {key: value for key, value in half["budget"].items() if key != "name"}),
+        **{key: value for text in ("corpus", "calibration") for key, value in _flat(text, half.get(text) or {}).items()},
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def record(
     model: str = "toy", task: str = "toy/a", protocol: str = "toy/a@heldout", config: dict | None = None, recipe: dict | None = None,
     deterministic: bool = False, note: str = "", sweep: str | None = "simulated", trainable: int = 1000, higher: bool = True,
     variant: str = "main", rows: dict | None = None, numerics: dict | None = None, budget: str = "short", tokenizer: str = "",
-    train: dict | None = None, origin: str | None = None,
+    train: dict | None = None, origin: str | None = None, examples: int | None = None,
 ) -> Record:  # fmt: skip
     """Write one simulated record with its predictions."""
     value = float(predictions["score"].mean()) if value is None else value
@@ -45,8 +45,9 @@ def record(
         rows=rows or ROWS, predictions=file, version=1, seconds=1.0, tokenizer=tokenizer,
     )  # fmt: skip
     identity = {
-        "method": {"name": method, **(config or {})}, "model": {"name": model}, "task": {"name": task}, "budget": {"name": budget},
-        "recipe": {"lr": 0.001} if recipe is None else recipe, "precision": "float32",
+        "method": {"name": method, **(config or {})}, "model": {"name": model}, "task": {"name": task},
+        "budget": {"name": budget, **({"examples": examples} if examples else {})}, "recipe": {"lr": 0.001} if recipe is None else recipe,
+        "precision": "float32",
     }  # fmt: skip
     costs = {
         "parameters": {"total": 100_000, "trainable": trainable + 50, "trainable_method": trainable, "trainable_head": 50, "head": 50},

@@ -64,6 +64,14 @@ def test_labels_name_exactly_the_settings_that_differ(tmp_path):
     }  # fmt: skip
 
 
+def test_labels_tell_cells_of_one_budget_apart_by_the_values_given_beside_it(tmp_path):
+    for cell, method, budget, examples in (("a", "perp", "smoke", 128), ("b", "perp", "smoke", 512), ("c", "lora", "smoke", 128)):
+        record(tmp_path, cell, method, 0, scores("m", 0, 0.8), budget=budget, examples=examples)
+    record(tmp_path, "d", "lora", 0, scores("m", 0, 0.8), budget="short", examples=19200)
+    labels = load(tmp_path).set_index("cell")["label"].to_dict()
+    assert labels == {"a": "perp (examples=128)", "b": "perp (examples=512)", "c": "lora (budget=smoke)", "d": "lora (budget=short)"}
+
+
 def test_keys_that_a_method_got_later_have_the_value_that_records_leave_out(tmp_path):
     record(tmp_path, "a", "magnitude", 0, scores("m", 0, 0.8), config={"sparsity": 0.5})
     record(tmp_path, "b", "magnitude", 0, scores("m", 0, 0.8), config={"sparsity": 0.5, "when": "gradual"})
